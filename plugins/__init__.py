@@ -1,0 +1,18 @@
+"""The parts that come with unified. They register through the same hooks as a stranger's plugin and use only public names.
+
+`unified_plugins` lists the modules that hold hook implementations: each file of each folder here, one concept a file.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+#: the version of the plugin contract that these parts were written for
+unified_api = 1
+
+FOLDERS = ("rules", "algorithms", "datasets", "formats", "sources", "rewards", "engines", "stages")
+
+unified_plugins = [
+    import_module(f"{__name__}.{folder}.{file.stem}")
+    for folder in FOLDERS
+    for file in sorted((Path(__file__).parent / folder).glob("[a-z]*.py"))
+]

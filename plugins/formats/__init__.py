@@ -1,0 +1,1 @@
+"""Built-in formats, one concept per file."""

@@ -1,0 +1,1 @@
+"""Built-in sources, one concept per file."""

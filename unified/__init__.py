@@ -1,0 +1,57 @@
+"""unified: post-training of language models as Σ w · GC · ∇log π, in three pluggable parts.
+
+Everything that plugins and programs may use is listed in `__all__`. Importing this package does not import torch; a
+name that needs it loads it when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unified.batch import Batch as Batch
+    from unified.batch import Pairs as Pairs
+    from unified.batch import pairs as pairs
+    from unified.data import Answer as Answer
+    from unified.data import Example as Example
+    from unified.data import PromptGroup as PromptGroup
+    from unified.data import Sampling as Sampling
+    from unified.errors import PluginError as PluginError
+    from unified.errors import UserError as UserError
+    from unified.hookspecs import hookimpl as hookimpl
+    from unified.parts import Algorithm as Algorithm
+    from unified.parts import DataFormat as DataFormat
+    from unified.parts import Dataset as Dataset
+    from unified.parts import DataSource as DataSource
+    from unified.parts import Reward as Reward
+    from unified.parts import RolloutEngine as RolloutEngine
+    from unified.parts import Rule as Rule
+    from unified.parts import StageKind as StageKind
+    from unified.registry import call_named as call_named
+    from unified.registry import catalogue as catalogue
+    from unified.settings import Chosen as Chosen
+    from unified.settings import Field as Field
+    from unified.settings import Settings as Settings
+    from unified.settings import choice as choice
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Batch": "batch", "Pairs": "batch", "pairs": "batch",
+    "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data",
+    "PluginError": "errors", "UserError": "errors",
+    "hookimpl": "hookspecs",
+    "Algorithm": "parts", "DataFormat": "parts", "Dataset": "parts", "DataSource": "parts", "Reward": "parts",
+    "RolloutEngine": "parts", "Rule": "parts", "StageKind": "parts",
+    "call_named": "registry", "catalogue": "registry",
+    "Chosen": "settings", "Field": "settings", "Settings": "settings", "choice": "settings",
+}  # fmt: skip
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"unified.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'unified' has no attribute '{name}'")

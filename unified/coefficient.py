@@ -1,0 +1,197 @@
+"""From a declared algorithm to numbers: GC per head, the named loss, and the sum over the terms of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified.aggregation import CONSTANT_IN_GROUP, Counts, normaliser
+from unified.batch import Batch, Nowhere, Reach
+from unified.errors import PluginError, UserError
+from unified.parts import HEADS, Algorithm
+from unified.registry import call_named
+from unified.settings import Settings
+
+
+@dataclass
+class Term:
+    """One summand of a stage: an algorithm with its settings, weight, rows and normaliser.
+
+    on: "all", "best" or "worst" (the highest or lowest reward of each prompt), or a column (rows where it is not 0).
+    aggregation: replaces the algorithm's own for logp. length: L of aggregation "constant", in tokens.
+    state: what `update` changes; saved with every checkpoint.
+    """
+
+    algorithm: Algorithm
+    settings: Settings
+    weight: float = 1.0
+    on: str = "all"
+    aggregation: str | None = None
+    length: int | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.algorithm.initial_state and not self.state:
+            self.state = dict(self.call("initial_state"))
+        for head, how in self.aggregations.items():
+            if self.algorithm.scope != "answer" and how not in CONSTANT_IN_GROUP:
+                raise UserError(
+                    f"algorithm '{self.algorithm.name}' couples answers, so aggregation '{how}' of {head} would change its gradient",
+                    f"choose one of: {', '.join(sorted(CONSTANT_IN_GROUP))}; lengths belong in the margin",
+                )
+
+    @property
+    def aggregations(self) -> dict[str, str]:
+        """Per pushed head, the way its tokens are weighed."""
+        own = self.algorithm.aggregations(self.settings)
+        return {**own, "logp": self.aggregation} if self.aggregation and "logp" in own else own
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields and current heads that the coefficient looks at."""
+        return self.algorithm.names_read(self.settings)
+
+    @property
+    def credit_reads(self) -> frozenset[str]:
+        """Fields that the credit looks at."""
+        return self.algorithm.names_credited(self.settings) if self.algorithm.credit else frozenset()
+
+    @property
+    def heads(self) -> frozenset[str]:
+        """Current heads to compute: those pushed and those read."""
+        return frozenset(self.aggregations) | (self.reads & frozenset(HEADS))
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Call a function of the algorithm; what it raises is attributed to it."""
+        function: Callable[..., Any] = getattr(self.algorithm, name)
+        try:
+            return call_named(function, settings=self.settings, **({"state": self.state} | arguments))
+        except (UserError, PluginError):
+            raise
+        except Exception as error:
+            raise PluginError(f"{name} of algorithm '{self.algorithm.name}' raised {type(error).__name__}: {error}") from error
+
+    def rows(self, batch: Batch) -> Tensor:
+        """[batch] bool: the rows that the term acts on. Needs whole groups for "best" and "worst"."""
+        if self.on == "all":
+            return torch.ones(batch.size, dtype=torch.bool, device=batch.group.device)
+        if self.on in ("best", "worst"):
+            sign = 1.0 if self.on == "best" else -1.0
+            reward = torch.where(batch.counts, sign * batch.total_reward, -torch.inf)
+            top = torch.full((batch.groups,), -torch.inf, dtype=reward.dtype, device=reward.device)
+            top = top.scatter_reduce(0, batch.group, reward, "amax")
+            first = _first_of_group(batch.group, (reward == top[batch.group]) & batch.counts)
+            return first
+        if self.on not in batch.columns:
+            raise UserError(f"`on: {self.on}` names no column of the data", f"columns: {', '.join(batch.columns) or 'none'}")
+        return batch.columns[self.on] != 0
+
+    def normalisers(self, batch: Batch, on: Tensor, reach: Reach) -> dict[str, Tensor]:
+        """Per pushed head, weight x w of every row: [batch] float64. `batch` is the whole step of this process."""
+        counts = Counts.of(batch, on, reach)
+        return {h: self.weight * normaliser(batch, on, how, counts, length=self.length) for h, how in self.aggregations.items()}
+
+
+def _first_of_group(group: Tensor, among: Tensor) -> Tensor:
+    """[batch] bool: the first row of each group that is `among`, so that ties choose one answer."""
+    place = torch.arange(group.numel(), device=group.device)
+    lowest = torch.full((int(group.max()) + 1 if group.numel() else 0,), group.numel(), device=group.device)
+    lowest = lowest.scatter_reduce(0, group, torch.where(among, place, group.numel()), "amin")
+    return among & (place == lowest[group])
+
+
+def coefficients(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """GC per pushed head, [batch, time], without w; 0 outside the loss mask and on probes.
+
+    From the algorithm's closed form, or where it has none from autograd of its loss on detached heads.
+    Raises PluginError for a wrong shape (both sides shown), an undeclared head, NaN or infinity.
+    """
+    batch = batch.plus(reach=Nowhere())
+    algorithm = term.algorithm
+    if algorithm.coefficient:
+        given = term.call("coefficient", batch=batch, statistics=statistics or {})
+        given = given if isinstance(given, Mapping) else {"logp": given}
+    else:
+        given = gradient_of_loss(term, batch, statistics)
+    out: dict[str, Tensor] = {}
+    for head, value in given.items():
+        if head not in term.aggregations:
+            raise PluginError(f"algorithm '{algorithm.name}' pushes '{head}' but declares {sorted(term.aggregations)} in `aggregation`")
+        try:
+            full = batch.expand(value, f"the coefficient of {head} by algorithm '{algorithm.name}'")
+        except ValueError as error:
+            raise PluginError(str(error)) from error
+        full = torch.where(batch.probe[:, None], torch.zeros_like(full), full)
+        if not torch.isfinite(full).all():
+            row, place = (~torch.isfinite(full)).nonzero()[0].tolist()
+            raise PluginError(
+                f"the coefficient of {head} by algorithm '{algorithm.name}' is {full[row, place]:g} at answer {row}, token {place}"
+            )
+        out[head] = full.detach()
+    return out
+
+
+def gradient_of_loss(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """−∂loss/∂head per pushed head, [batch, time], by autograd on detached heads; needs no second forward."""
+    if term.algorithm.loss is None:
+        raise PluginError(f"algorithm '{term.algorithm.name}' has neither a coefficient nor a loss")
+    with torch.enable_grad():
+        leaves = {h: getattr(batch, h).detach().requires_grad_() for h in term.aggregations}
+        given = term.call("loss", batch=batch.plus(reach=Nowhere(), **leaves), statistics=statistics or {})
+        parts = given.values() if isinstance(given, Mapping) else [given]
+        total = torch.stack([p.sum() for p in parts]).sum()
+        grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {h: torch.zeros_like(leaf) if g is None else -g for (h, leaf), g in zip(leaves.items(), grads, strict=True)}
+
+
+def named_loss(term: Term, batch: Batch, w: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None) -> float:
+    """This batch's share of the published loss: its unreduced values, each times the w of its token, answer or prompt.
+
+    `w` is weight x w per head, [batch]. Summed over the micro-batches of a step it is the loss as the paper prints it.
+    """
+    if term.algorithm.loss is None:
+        return float("nan")
+    with torch.no_grad():
+        given = term.call("loss", batch=batch.plus(reach=Nowhere()), statistics=statistics or {})
+    given = given if isinstance(given, Mapping) else {next(iter(term.aggregations)): given}
+    total = 0.0
+    for head, value in given.items():
+        row = w[head]
+        if value.dim() == 2:
+            total += float((value * row[:, None] * batch.loss_mask).sum())
+        elif value.shape[0] == batch.size and value.shape[0] != batch.groups:
+            total += float((value * row).sum())
+        elif value.shape[0] == batch.groups:
+            of_group = torch.zeros(batch.groups, dtype=row.dtype, device=row.device)
+            total += float((value * of_group.scatter_reduce(0, batch.group, row, "amax")).sum())
+        else:
+            raise PluginError(
+                f"the loss of '{term.algorithm.name}' is {list(value.shape)}; "
+                f"it must be [batch, time], [batch] or [groups] = {[*batch.loss_mask.shape]}, [{batch.size}] or [{batch.groups}]"
+            )
+    return total
+
+
+def push(
+    terms: list[Term],
+    batch: Batch,
+    w: list[dict[str, Tensor]],
+    statistics: list[dict[str, Tensor]] | None = None,
+) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Σ over terms of weight · w · GC per head, [batch, time], and each term's own GC for the log.
+
+    w: per term and head, weight x w of every row [batch] (0 off the rows it acts on).
+    """
+    total: dict[str, Tensor] = {}
+    each = []
+    for i, term in enumerate(terms):
+        own = coefficients(term, batch, statistics[i] if statistics else None)
+        each.append(own)
+        for head, value in own.items():
+            part = value * w[i][head][:, None].to(value.dtype)
+            total[head] = total[head] + part if head in total else part
+    return total, each

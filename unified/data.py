@@ -1,0 +1,96 @@
+"""The data of the engine: rows as text, and prompt groups as tokens. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+Text = str | Sequence[Message]
+
+
+@dataclass
+class Example:
+    """One row as text: a prompt and its answers, best reward first or last as the rewards say.
+
+    prompt: text, or messages for the chat template.
+    answers: [] for a prompt alone, 1 for imitation, 2 for a pair, K for a ranked list.
+    rewards: one per answer; preference data has chosen 1 and rejected 0, a ranking K-1 ... 0. None: not judged.
+    columns: everything else of the row, for reward functions and `on: COLUMN`.
+    """
+
+    prompt: Text
+    answers: list[str] = field(default_factory=list)
+    rewards: list[float] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Answer:
+    """One answer to a prompt, as tokens.
+
+    ids: token ids, the end-of-sequence token included where the answer ended by itself.
+    loss_mask: one bool per token, False on text that a tool or environment wrote; None means all True.
+    reward: of the whole answer, or one number per token; None while not judged, and when judging failed.
+    sampling_logp: nats per token, of the distribution it was sampled from; None for answers from data.
+    finish: "stop", or "length" when cut off; probe: seen by statistics and credit, but neither pushed nor counted.
+    trajectory: rows of one conversation that share it count as one answer.
+    version: of the weights that sampled it, in optimiser steps.
+    """
+
+    ids: list[int]
+    text: str = ""
+    loss_mask: list[bool] | None = None
+    reward: float | list[float] | None = None
+    sampling_logp: list[float] | None = None
+    finish: Literal["stop", "length"] = "stop"
+    probe: bool = False
+    trajectory: str | None = None
+    version: int | None = None
+    columns: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("loss_mask", "sampling_logp"):
+            value = getattr(self, name)
+            if value is not None and len(value) != len(self.ids):
+                raise ValueError(f"{name} has {len(value)} entries but the answer has {len(self.ids)} tokens")
+        if isinstance(self.reward, list) and len(self.reward) != len(self.ids):
+            raise ValueError(f"reward has {len(self.reward)} entries but the answer has {len(self.ids)} tokens")
+
+    @property
+    def total_reward(self) -> float | None:
+        """The reward of the whole answer (the sum, where there is one per token)."""
+        return sum(self.reward) if isinstance(self.reward, list) else self.reward
+
+
+@dataclass
+class PromptGroup:
+    """One prompt and its K answers, with the columns that the reward needs.
+
+    prompt: token ids, ready to be continued. text: the prompt as it reads. key: its row in the dataset.
+    """
+
+    prompt: list[int]
+    answers: list[Answer] = field(default_factory=list)
+    text: str = ""
+    columns: dict[str, Any] = field(default_factory=dict)
+    key: int = -1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    temperature: divides the logits; 0 means greedy. top_p: 1 keeps all. top_k: 0 keeps all. max_tokens: of an answer.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+
+    @property
+    def whole(self) -> bool:
+        """Whether every token could have been drawn, so that log-probs need no correction."""
+        return self.top_p >= 1.0 and self.top_k == 0

@@ -1,0 +1,53 @@
+"""What a user can get wrong, said once: where, what, and what to do. Such an error ends a command with exit code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The known name nearest to a misspelt one, or None when nothing is near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return near[0] if near else None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: what is wrong, the path of keys that leads to it, and lines of advice."""
+
+    message: str
+    at: tuple[str | int, ...] = ()
+    hints: tuple[str, ...] = ()
+
+    def under(self, *prefix: str | int) -> Problem:
+        """The same mistake, seen from further up."""
+        return Problem(self.message, (*prefix, *self.at), self.hints)
+
+    def text(self, where: str = "") -> str:
+        """The message with its place in front and its hints indented below."""
+        head = f"{where}: {self.message}" if where else self.message
+        return "\n".join([head, *(f"    {hint}" for hint in self.hints)])
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], *, at: Sequence[str | int] = (), advice: str = "") -> Problem:
+    """A name that nobody knows: with the nearest one, all the known ones, and what else to do."""
+    names = sorted(known)
+    near = did_you_mean(name, names)
+    hints = [f"did you mean '{near}'?"] if near else []
+    hints.append(f"known: {', '.join(names) or 'none'}")
+    if advice:
+        hints.append(advice)
+    return Problem(f"no {what} '{name}'", tuple(at), tuple(hints))
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The command line prints it without a traceback and exits with 2."""
+
+    def __init__(self, message: str, *hints: str) -> None:
+        super().__init__("\n".join([message, *(f"    {hint}" for hint in hints)]))
+
+
+class PluginError(Exception):
+    """A plugin's function raised. The message names the plugin, the part, and where in the run it was called."""

@@ -1,0 +1,251 @@
+"""What a plugin can offer: one frozen declaration per kind of part. Nothing here imports torch.
+
+Every function of a part is called with the arguments that it names, out of those its docstring below lists; a part that
+names an unknown one is refused when its plugin is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from unified.settings import Settings
+
+Scope = Literal["answer", "group", "step"]
+Reads = frozenset[str] | Callable[[Any], frozenset[str]]
+
+#: the ways to weigh a token, DESIGN 5.1; see unified.aggregation
+AGGREGATIONS = ("token", "sequence", "sequence-sum", "group", "group-token", "constant")
+#: per-token scalars that a model computes and the engine differentiates
+HEADS = ("logp", "entropy", "value", "score")
+
+
+class NoSettings(Settings):
+    """Nothing to set."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What all parts have: a name that recipes use, and typed settings."""
+
+    name: str
+    settings: type[Settings] = NoSettings
+
+    kind: ClassVar[str] = "part"
+    #: function-valued field -> argument names it may ask for (None: any, they are its settings)
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {}
+
+    def doc(self) -> str:
+        """What the part is, its formula and source: the docstring of the module that declares it."""
+        module = sys.modules.get(self.settings.__module__)
+        if self.settings is NoSettings or module is None:
+            for field in fields(self):
+                function = getattr(self, field.name)
+                if inspect.isfunction(function):
+                    return inspect.getdoc(sys.modules[function.__module__]) or inspect.getdoc(function) or ""
+            return ""
+        return inspect.getdoc(module) or inspect.getdoc(self.settings) or ""
+
+
+_COEFFICIENT_ARGUMENTS = ("batch", "settings", "statistics", "state")
+
+
+@dataclass(frozen=True)
+class Algorithm(Part):
+    """A gradient coefficient, with what it needs to be computed (DESIGN section 4).
+
+    Give `coefficient`, or `loss`, or both; the rest only when needed.
+
+    coefficient(batch, settings, statistics, state) -> {head: [batch, time] or [batch]}; a bare tensor means logp.
+        What stands before the gradient of the head; positive raises it. Without the normaliser w.
+    loss(batch, settings, statistics, state) -> [batch, time], [batch] or [groups], or {head: one of these}.
+        The published objective, to be minimised, unreduced. Without a `coefficient` the engine differentiates it.
+    credit(batch, settings, state) -> {"advantage": ..., "returns": ...}, each [batch] or [batch, time].
+        Once per collected batch, without gradient; `batch.total` and `batch.gather` reach all processes.
+    statistics(batch, settings, state) -> dict of tensors. Scope "step" only, from the heads of the whole step.
+    metrics(batch, settings, statistics, state) -> {name: (sum, count)}, summed over micro-batches and processes.
+    update(state, totals, settings) -> state. Once per collected batch; `totals` maps metric names to means.
+    initial_state(settings) -> dict of numbers or tensors; saved with every checkpoint.
+    reads, credit_reads: names of fields and current heads that coefficient or loss, and credit, look at;
+        a frozenset, or a function of the settings ("ref_logp" only where the KL weight is not 0).
+    aggregation: per head that is pushed, how tokens are weighed; a bare name means {"logp": name}.
+    scope: how far the coefficient of an answer depends on other answers.
+    source: the data source a stage uses when its recipe names none ("rows": answers as they stand in the data).
+    reward: the reward a stage uses when its recipe names none; "required" when the recipe must say.
+    answers: fewest answers a prompt must have to count.
+    """
+
+    coefficient: Callable[..., Any] | None = None
+    loss: Callable[..., Any] | None = None
+    credit: Callable[..., Any] | None = None
+    statistics: Callable[..., Any] | None = None
+    metrics: Callable[..., Any] | None = None
+    update: Callable[..., Any] | None = None
+    initial_state: Callable[..., Any] | None = None
+    reads: Reads = frozenset()
+    credit_reads: Reads = frozenset()
+    aggregation: str | Mapping[str, str] | Callable[[Any], Mapping[str, str]] = "sequence"
+    scope: Scope = "answer"
+    source: str = "rows"
+    reward: str = "given"
+    answers: int = 1
+
+    kind: ClassVar[str] = "algorithm"
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
+        "coefficient": _COEFFICIENT_ARGUMENTS,
+        "loss": _COEFFICIENT_ARGUMENTS,
+        "credit": ("batch", "settings", "state"),
+        "statistics": ("batch", "settings", "state"),
+        "metrics": _COEFFICIENT_ARGUMENTS,
+        "update": ("state", "totals", "settings"),
+        "initial_state": ("settings",),
+    }
+
+    def names_read(self, settings: Settings) -> frozenset[str]:
+        """Fields and current heads that the coefficient looks at under these settings."""
+        return self.reads(settings) if callable(self.reads) else frozenset(self.reads)
+
+    def names_credited(self, settings: Settings) -> frozenset[str]:
+        """Fields that the credit looks at under these settings."""
+        return self.credit_reads(settings) if callable(self.credit_reads) else frozenset(self.credit_reads)
+
+    def aggregations(self, settings: Settings) -> dict[str, str]:
+        """Per pushed head, the way its tokens are weighed."""
+        if isinstance(self.aggregation, str):
+            return {"logp": self.aggregation}
+        return dict(self.aggregation(settings) if callable(self.aggregation) else self.aggregation)
+
+
+@dataclass(frozen=True)
+class Rule(Part):
+    """A small pure function inside algorithms, replaceable by name in a recipe.
+
+    `of` is the kind of rule: advantage, ratio, kl, margin, link, filter. Which tensors a rule of that kind may name is
+    told by the algorithms that use it (docs/rules.md); its own settings are passed as keywords.
+
+    value: the thing itself (advantage, objective, estimate, margin, loss).
+    coefficient: its derivative in the direction of ascent, where the kind has one.
+    reads: batch fields the rule looks at, so that only these are computed.
+    """
+
+    of: str = ""
+    value: Callable[..., Any] | None = None
+    coefficient: Callable[..., Any] | None = None
+    reads: Reads = frozenset()
+
+    kind: ClassVar[str] = "rule"
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"value": None, "coefficient": None}
+
+    def names_read(self, settings: Settings) -> frozenset[str]:
+        """Fields that the rule looks at under these settings."""
+        return self.reads(settings) if callable(self.reads) else frozenset(self.reads)
+
+    def doc(self) -> str:
+        """The docstring of the rule's function."""
+        function = self.value or self.coefficient
+        return inspect.getdoc(function) or ""
+
+
+@dataclass(frozen=True)
+class Dataset(Part):
+    """Where rows come from.
+
+    open(settings, split, seed, folder) -> Sequence[Example]; split is "train" or "held_out", folder the recipe's own.
+    tokenizer(settings) -> a fast tokenizer made on the spot, for datasets that bring their own alphabet.
+    """
+
+    open: Callable[..., Any] | None = None
+    tokenizer: Callable[..., Any] | None = None
+
+    kind: ClassVar[str] = "dataset"
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
+        "open": ("settings", "split", "seed", "folder"),
+        "tokenizer": ("settings",),
+    }
+
+
+@dataclass(frozen=True)
+class DataFormat(Part):
+    """How one row of a file becomes an Example.
+
+    recognises(columns) -> bool, from the set of a file's column names.
+    convert(row, settings) -> Example; raise ValueError with what is wrong for a row that does not fit.
+    """
+
+    recognises: Callable[..., bool] | None = None
+    convert: Callable[..., Any] | None = None
+
+    kind: ClassVar[str] = "format"
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"recognises": ("columns",), "convert": ("row", "settings")}
+
+
+@dataclass(frozen=True)
+class DataSource(Part):
+    """How prompts get their answers: as they stand in the rows, or sampled from the policy.
+
+    collect(prompts, settings, sample, seed) -> list[PromptGroup]; `prompts` are PromptGroups drawn from the dataset in
+        seeded order, `sample(prompts, n, sampling)` asks the rollout engine with the policy as it is now.
+    online: whether collect asks the rollout engine.
+    """
+
+    collect: Callable[..., Any] | None = None
+    online: bool = False
+
+    kind: ClassVar[str] = "source"
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"collect": ("prompts", "settings", "sample", "seed")}
+
+
+@dataclass(frozen=True)
+class Reward(Part):
+    """How good an answer is.
+
+    judge(groups, settings, score) -> one list per group, one entry per answer: a float, a list of floats (one per
+        token of the answer), or None where the judgement failed (missing, never zero).
+        `score(groups)` gives the same shape from the scalar model that `model` names.
+    model(settings) -> reference of the scalar model to load beside the policy (a path, `stage:NAME`), or None.
+    """
+
+    judge: Callable[..., Any] | None = None
+    model: Callable[..., str | None] | None = None
+
+    kind: ClassVar[str] = "reward"
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"judge": ("groups", "settings", "score"), "model": ("settings",)}
+
+
+@dataclass(frozen=True)
+class RolloutEngine(Part):
+    """What samples answers.
+
+    generate(model, tokenizer, prompts, n, sampling, settings) -> per prompt a list of n Answers with token ids,
+        sampling_logp (of the distribution sampled from) and finish ("stop" or "length").
+        `prompts` are lists of token ids; `sampling` is a unified.data.Sampling; the caller has seeded torch.
+    """
+
+    generate: Callable[..., Any] | None = None
+
+    kind: ClassVar[str] = "engine"
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
+        "generate": ("model", "tokenizer", "prompts", "n", "sampling", "settings")
+    }
+
+
+@dataclass(frozen=True)
+class StageKind(Part):
+    """What a stage of a recipe does.
+
+    run(stage, settings) -> StageResult; `stage` is a unified.stage.StageContext.
+    inputs(settings) -> names of the stages (`stage:NAME`) whose results it uses.
+    """
+
+    run: Callable[..., Any] | None = None
+
+    kind: ClassVar[str] = "stage"
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"run": ("stage", "settings")}
+
+
+KINDS: dict[str, type[Part]] = {
+    cls.kind: cls for cls in (Algorithm, Rule, Dataset, DataFormat, DataSource, Reward, RolloutEngine, StageKind)
+}

@@ -1,0 +1,143 @@
+"""What a stage of a recipe is given, what it gives back, and the settings of a training stage. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from unified.settings import Field, Settings, choice
+
+if TYPE_CHECKING:
+    from unified.models import Artifact
+
+
+@dataclass
+class StageContext:
+    """The surroundings of one stage while it runs.
+
+    name: of the stage; folder: where its results go (exists, is its own); home: the folder of the recipe, against which
+    relative paths are read. seed: of the stage. artifact(reference): the model behind "base", "stage:NAME", a path or a
+    hub id. notify: calls an event hook by name. progress: told (step, steps, metrics) while the stage runs.
+    """
+
+    name: str
+    folder: Path
+    home: Path
+    seed: int
+    artifact: Callable[[str], Artifact]
+    notify: Callable[..., None]
+    progress: Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass
+class StageResult:
+    """What a stage made: `artifact` its model (None for a stage that makes none), `summary` the numbers for the table."""
+
+    artifact: Artifact | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+class TermSettings(Settings):
+    """One summand of a training stage: weight x (data source, reward, coefficient)."""
+
+    algorithm: choice("algorithm") = Field(description="the gradient coefficient of this term")  # type: ignore[valid-type]
+    weight: float = Field(1.0, description="factor on this term's coefficient")
+    on: str = Field("all", description="rows it acts on: all, best, worst, or a column of the data that is not 0")
+    aggregation: str | None = Field(None, description="normaliser of logp in place of the algorithm's own")
+    constant_length: int | None = Field(None, ge=1, description="L of aggregation `constant`, in tokens")
+    data: choice("dataset") | None = Field(None, description="rows of its own; without, the stage's")  # type: ignore[valid-type]
+    source: choice("source") | None = Field(None, description="how its own rows get answers")  # type: ignore[valid-type]
+    reward: choice("reward") | None = Field(None, description="how its own answers are judged")  # type: ignore[valid-type]
+    per_step: int | None = Field(None, ge=1, description="prompts of its own rows per optimiser step")
+
+    @classmethod
+    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """A `source` without a name is the algorithm's own."""
+        return name_source(data)
+
+
+class CriticSettings(Settings):
+    """The value model of algorithms that push `value`."""
+
+    trunk: Literal["own", "shared"] = Field("own", description="own: a model of its own; shared: a head on the policy")
+    model: str | None = Field(None, description="start: stage:NAME or a path of a scalar model; none: fresh from the policy")
+
+
+class EvaluationSettings(Settings):
+    """What is measured on held-out prompts, at the end of a stage and every `eval_steps`."""
+
+    data: choice("dataset") | None = Field(None, description="its held-out split is used; without, the stage's data")  # type: ignore[valid-type]
+    reward: choice("reward") | None = Field(None, description="judges sampled answers; none: only losses are measured")  # type: ignore[valid-type]
+    num_prompts: int = Field(64, ge=1, description="held-out prompts")
+    samples: int = Field(1, ge=1, description="answers sampled per prompt")
+    temperature: float = Field(1.0, ge=0, description="of sampling; 0 is greedy")
+    max_tokens: int = Field(64, ge=1, description="longest sampled answer, in tokens")
+
+
+class TrainSettings(Settings):
+    """A training stage: terms, data, and the optimiser. Names are those of transformers where it has one."""
+
+    algorithm: choice("algorithm") | None = Field(None, description="the one algorithm of this stage, in place of `terms`")  # type: ignore[valid-type]
+    terms: list[TermSettings] = Field([], description="summands of the gradient; the first drives the steps")
+    model: str = Field("base", description="what is trained: base (the recipe's model), stage:NAME, a path or hub id")
+    reference: str = Field("input", description="the frozen reference: input (what the stage was handed), or a model")
+    critic: CriticSettings = Field(CriticSettings(), description="the value model, for algorithms with one")
+    data: choice("dataset") | None = Field(None, description="where rows come from: a dataset, or the path of a file")  # type: ignore[valid-type]
+    source: choice("source") | None = Field(None, description="how prompts get answers; without, the algorithm's own")  # type: ignore[valid-type]
+    reward: choice("reward") | None = Field(None, description="how answers are judged; without, the algorithm's own")  # type: ignore[valid-type]
+    engine: choice("engine") = Field("transformers", validate_default=True, description="what samples answers")  # type: ignore[valid-type]
+    filters: list[choice("filter")] = Field([], description="rules that drop groups before they are learned from")  # type: ignore[valid-type]
+
+    max_steps: int = Field(-1, description="optimiser steps; -1: as many as num_train_epochs gives")
+    num_train_epochs: float = Field(1.0, gt=0, description="passes over the data, where max_steps is -1")
+    batch_size: int = Field(16, ge=1, description="prompts per optimiser step, over all processes")
+    collect_size: int | None = Field(None, ge=1, description="prompts collected at once; without, batch_size")
+    inner_epochs: int = Field(1, ge=1, description="passes over what was collected at once")
+    learning_rate: float | dict[str, float] = Field(1e-5, description="of all roles, or {policy: ..., critic: ...}")
+    lr_scheduler_type: str = Field("constant", description="a schedule of transformers: constant, linear, cosine, ...")
+    warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
+    warmup_ratio: float = Field(0.0, ge=0, le=1, description="the same as a share of all steps, where warmup_steps is 0")
+    optim: str = Field("adamw_torch", description="adamw_torch, adam, sgd, or a name in torch.optim")
+    weight_decay: float = Field(0.0, ge=0, description="not applied to norms and biases")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="first moment decay")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="second moment decay")
+    adam_epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped here; 0: not at all")
+    bf16: bool = Field(False, description="forward and backward in bfloat16, weights and head in float32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the trained model; without: 0")
+
+    layout: Literal["auto", "padded", "packed"] = Field("auto", description="how answers are laid out in the forward")
+    tokens_per_micro_batch: int = Field(8192, ge=1, description="token slots of one forward; lower it when memory runs out")
+    max_length: int | None = Field(None, ge=1, description="longest prompt with answer, in tokens; without, the model's limit")
+
+    evaluation: EvaluationSettings | None = Field(None, description="what is measured on held-out prompts")
+    eval_steps: int | None = Field(None, ge=1, description="measure every so many optimiser steps; without, at the end")
+    metric_for_best_model: str | None = Field(None, description="keep the weights that are best by this eval metric")
+    greater_is_better: bool = Field(True, description="whether a higher metric is better")
+    save_steps: int | None = Field(None, ge=1, description="optimiser steps between checkpoints to resume from")
+    sample_rows: int = Field(4, ge=0, description="answers written to samples.jsonl per collected batch")
+
+    @classmethod
+    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """A `source` without a name is the algorithm's own; a critic may be one word."""
+        critic = data.get("critic")
+        if isinstance(critic, str):
+            word = {"fresh": {}, "own": {}, "shared": {"trunk": "shared"}}
+            data = {**data, "critic": word.get(critic, {"model": critic})}
+        return name_source(data)
+
+
+def name_source(data: dict[str, Any]) -> dict[str, Any]:
+    """Write the algorithm's default source into a `source` that has settings but no name."""
+    from unified.registry import catalogue
+
+    source, algorithm = data.get("source"), data.get("algorithm")
+    if isinstance(source, dict) and "name" not in source and algorithm:
+        name = algorithm.get("name") if isinstance(algorithm, dict) else getattr(algorithm, "name", algorithm)
+        part = catalogue().find("algorithm", str(name))
+        if part is not None:
+            return {**data, "source": {"name": part.source, **source}}  # type: ignore[attr-defined]
+    return data
