@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unified import training as training
     from unified.batch import Batch as Batch
     from unified.batch import Pairs as Pairs
     from unified.batch import pairs as pairs
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from unified.data import Sampling as Sampling
     from unified.errors import PluginError as PluginError
     from unified.errors import UserError as UserError
+    from unified.errors import did_you_mean as did_you_mean
     from unified.hookspecs import hookimpl as hookimpl
     from unified.parts import Algorithm as Algorithm
     from unified.parts import DataFormat as DataFormat
@@ -30,28 +32,36 @@ if TYPE_CHECKING:
     from unified.parts import StageKind as StageKind
     from unified.registry import call_named as call_named
     from unified.registry import catalogue as catalogue
+    from unified.render import number_columns as number_columns
     from unified.settings import Chosen as Chosen
     from unified.settings import Field as Field
     from unified.settings import Settings as Settings
     from unified.settings import choice as choice
+    from unified.stage import StageContext as StageContext
+    from unified.stage import StageResult as StageResult
+    from unified.stage import TrainSettings as TrainSettings
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Batch": "batch", "Pairs": "batch", "pairs": "batch",
     "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data",
-    "PluginError": "errors", "UserError": "errors",
+    "PluginError": "errors", "UserError": "errors", "did_you_mean": "errors",
     "hookimpl": "hookspecs",
     "Algorithm": "parts", "DataFormat": "parts", "Dataset": "parts", "DataSource": "parts", "Reward": "parts",
     "RolloutEngine": "parts", "Rule": "parts", "StageKind": "parts",
     "call_named": "registry", "catalogue": "registry",
+    "number_columns": "render",
     "Chosen": "settings", "Field": "settings", "Settings": "settings", "choice": "settings",
+    "StageContext": "stage", "StageResult": "stage", "TrainSettings": "stage",
 }  # fmt: skip
 
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", "training", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "training":
+        return import_module("unified.training")
     if name in _HOME:
         return getattr(import_module(f"unified.{_HOME[name]}"), name)
     raise AttributeError(f"module 'unified' has no attribute '{name}'")

@@ -169,10 +169,11 @@ class Batch:
             )
         return torch.where(self.loss_mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
-    def rows(self, index: Tensor, reach: Reach | None = None) -> Batch:
-        """The answers at `index` [n] as a batch of their own, cut to their longest answer."""
+    def rows(self, index: Tensor, *, time: int | None = None, reach: Reach | None = None) -> Batch:
+        """The answers at `index` [n] as a batch of their own, cut to `time` tokens (without: to their longest answer)."""
         mask = self.loss_mask[index]
-        time = int(mask.any(0).nonzero().max()) + 1 if mask.any() else min(1, mask.shape[1])
+        if time is None:
+            time = int(mask.any(0).nonzero().max()) + 1 if mask.any() else min(1, mask.shape[1])
         cut = {k: v[index][:, :time] if v.dim() == 2 else v[index] for k, v in self._fields.items()}
         return Batch(cut, {k: v[index] for k, v in self.columns.items()}, reach or self._reach)
 
@@ -211,7 +212,8 @@ def pairs(batch: Batch) -> Pairs:
     same = batch.group[:, None] == batch.group[None, :]
     better, worse = (same & (reward[:, None] > reward[None, :]) & counts[:, None] & counts[None, :]).nonzero(as_tuple=True)
     group = batch.group[better]
-    number = torch.zeros(batch.groups, device=reward.device).index_add(0, group, torch.ones_like(group, dtype=torch.float))
+    number = torch.zeros(batch.groups, dtype=torch.float64, device=reward.device)
+    number = number.index_add(0, group, torch.ones_like(group, dtype=torch.float64))
     return Pairs(better, worse, 1.0 / number[group], group)
 
 

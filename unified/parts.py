@@ -237,13 +237,25 @@ class StageKind(Part):
     """What a stage of a recipe does.
 
     run(stage, settings) -> StageResult; `stage` is a unified.stage.StageContext.
-    inputs(settings) -> names of the stages (`stage:NAME`) whose results it uses.
+    uses(settings) -> list of (path of keys, reference, kind needed): every model reference in the settings ("base",
+        "stage:NAME", a path) with the kind of model it must be, "policy" or "scalar".
+    makes(settings) -> "policy", "scalar" or None: the kind of model it leaves behind.
+    check(settings, home, seed, tokenizer) -> list of Problems found without loading a model: combinations that make no
+        sense, data that is missing, empty or malformed; `tokenizer` is None where it is not known yet.
     """
 
     run: Callable[..., Any] | None = None
+    uses: Callable[..., Any] | None = None
+    makes: Callable[..., Any] | None = None
+    check: Callable[..., Any] | None = None
 
     kind: ClassVar[str] = "stage"
-    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"run": ("stage", "settings")}
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
+        "run": ("stage", "settings"),
+        "uses": ("settings",),
+        "makes": ("settings",),
+        "check": ("settings", "home", "seed", "tokenizer"),
+    }
 
 
 KINDS: dict[str, type[Part]] = {

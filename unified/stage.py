@@ -39,6 +39,14 @@ class StageResult:
     summary: dict[str, Any] = field(default_factory=dict)
 
 
+class ModelSettings(Settings):
+    """The model that a recipe starts from: one that exists, or a fresh one built from a configuration."""
+
+    path: str | None = Field(None, description="a folder, relative to the recipe, or a hub id")
+    new: dict[str, Any] | None = Field(None, description="a transformers configuration with model_type; random weights")
+    tokenizer: choice("dataset") | None = Field(None, description="for `new`: the dataset that makes the tokenizer")  # type: ignore[valid-type]
+
+
 class TermSettings(Settings):
     """One summand of a training stage: weight x (data source, reward, coefficient)."""
 
@@ -87,7 +95,7 @@ class TrainSettings(Settings):
     data: choice("dataset") | None = Field(None, description="where rows come from: a dataset, or the path of a file")  # type: ignore[valid-type]
     source: choice("source") | None = Field(None, description="how prompts get answers; without, the algorithm's own")  # type: ignore[valid-type]
     reward: choice("reward") | None = Field(None, description="how answers are judged; without, the algorithm's own")  # type: ignore[valid-type]
-    engine: choice("engine") = Field("transformers", validate_default=True, description="what samples answers")  # type: ignore[valid-type]
+    engine: choice("engine") | None = Field(None, description="what samples answers; without, `transformers` in process")  # type: ignore[valid-type]
     filters: list[choice("filter")] = Field([], description="rules that drop groups before they are learned from")  # type: ignore[valid-type]
 
     max_steps: int = Field(-1, description="optimiser steps; -1: as many as num_train_epochs gives")
@@ -112,6 +120,8 @@ class TrainSettings(Settings):
     layout: Literal["auto", "padded", "packed"] = Field("auto", description="how answers are laid out in the forward")
     tokens_per_micro_batch: int = Field(8192, ge=1, description="token slots of one forward; lower it when memory runs out")
     max_length: int | None = Field(None, ge=1, description="longest prompt with answer, in tokens; without, the model's limit")
+
+    too_long: Literal["refuse", "drop"] = Field("refuse", description="rows over max_length: an error, or dropped and counted")
 
     evaluation: EvaluationSettings | None = Field(None, description="what is measured on held-out prompts")
     eval_steps: int | None = Field(None, ge=1, description="measure every so many optimiser steps; without, at the end")

@@ -1,0 +1,86 @@
+"""What is measured on held-out rows: the loss and metrics of the terms, and the reward of sampled answers."""
+
+from __future__ import annotations
+
+import torch
+
+from unified.data import Sampling
+from unified.run import Run, forward, heads_without_gradient, tabulate
+from unified.step import count, credit, look_ahead, score, weigh
+from unified.stream import Sampler, Stream, seed_of
+
+
+def evaluate(run: Run) -> dict[str, float]:
+    """All measurements, by name with "eval/" in front. Leaves the random state and the running sums as they were."""
+    assert run.settings.evaluation is not None
+    sums, run.sums = run.sums, {}
+    state = torch.get_rng_state()
+    try:
+        stream, judged = run.held_out
+        if not stream.online:
+            measure_rows(run, stream)
+        if run.settings.evaluation.reward is not None:
+            measure_answers(run, judged)
+        totals = run.processes.totals(run.sums)
+    finally:
+        run.sums = sums
+        torch.set_rng_state(state)
+    out = {}
+    for name, (value, number) in totals.items():
+        if not name.startswith(("gc", "tokens")) and "/gc" not in name:
+            out[f"eval/{name}"] = value / number if number else value
+    if "eval/reward_square" in out:
+        out["eval/reward_std"] = max(out.pop("eval/reward_square") - out["eval/reward"] ** 2, 0.0) ** 0.5
+    return out
+
+
+@torch.no_grad()
+def measure_rows(run: Run, stream: Stream) -> None:
+    """Loss and metrics of the terms on held-out rows as they stand; the same verbs as in training, without a push."""
+    assert run.settings.evaluation is not None
+    wanted = min(run.settings.evaluation.num_prompts, len(stream.rows))
+    groups = stream.collect(run.processes.mine(stream.rows[:wanted]), _refuse, 0)
+    stream.judge(groups)
+    kept, _ = stream.select(groups)
+    table = tabulate(run, stream, kept)
+    score(run, table, several_steps=False)
+    credit(run, table)
+    work = count(run, table, list(range(len(table.rows))))
+    look_ahead(run, work)
+    micros = [m for p in work.passes for m in p]
+    asks = run.asks(frozenset(h for t in stream.terms for h in t.heads))
+    for k in range(run.processes.most(len(micros))):
+        micro = micros[k] if k < len(micros) else []
+        by_role = forward(run, table if micro else None, micro, asks)
+        if micro:
+            weigh(run, work, micro, {h: v for named in by_role.values() for h, v in named.items()})
+
+
+@torch.no_grad()
+def measure_answers(run: Run, stream: Stream) -> None:
+    """Mean reward, length and KL to the reference of answers sampled for held-out prompts."""
+    wanted = run.settings.evaluation
+    assert wanted is not None
+    torch.manual_seed(seed_of("evaluation", run.stage.seed, run.processes.rank))
+    prompts = run.processes.mine(stream.rows[: wanted.num_prompts])
+    sampler = Sampler(run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step)
+    answers = sampler(prompts, wanted.samples, Sampling(temperature=wanted.temperature, max_tokens=wanted.max_tokens))
+    groups = [type(p)(p.prompt, a, p.text, p.columns, p.key) for p, a in zip(prompts, answers, strict=True)]
+    stream.judge(groups)
+    for group in groups:
+        for answer in group.answers:
+            if answer.total_reward is not None:
+                run.add("reward", float(answer.total_reward))
+                run.add("reward_square", float(answer.total_reward) ** 2)
+            run.add("length", len(answer.ids))
+            run.add("clipped_ratio", float(answer.finish == "length"))
+    if "reference" in run.roles.models:
+        table = tabulate(run, stream, groups)
+        both = frozenset({"logp"})
+        heads = heads_without_gradient(run, table, list(range(len(table.rows))), {"policy": both, "reference": both})
+        gap = (heads["policy"]["logp"] - heads["reference"]["logp"]).sum(1)
+        run.add("kl", float(gap.sum()), len(table.rows))
+
+
+def _refuse(*_: object) -> None:
+    raise RuntimeError("held-out rows are measured as they stand")

@@ -1,0 +1,118 @@
+"""Log-probs of given tokens from hidden states, without ever holding [tokens, vocabulary].
+
+Forward and backward visit the tokens in chunks; the backward pass computes the logits of a chunk again instead of
+keeping them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: numbers in one chunk of logits; 16 MiB in float32
+CHUNK_NUMBERS = 4_194_304
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    dtype: torch.dtype | None = None,
+    chunk_numbers: int = CHUNK_NUMBERS,
+) -> tuple[Tensor, Tensor | None]:
+    """log softmax(hidden @ weight.T + bias, divided by temperature) of the target tokens, differentiable.
+
+    Args:
+        hidden: [tokens, hidden]. weight: [vocab, hidden]. bias: [vocab] or None. target: [tokens] int.
+        temperature: divides the logits; positive.
+        entropy: also give the entropy of each distribution.
+        dtype: of the matrix products (bfloat16 under autocast); without, that of `hidden`. Sums are in float32 or wider.
+        chunk_numbers: largest number of logits held at once.
+    Returns:
+        logp [tokens] in nats, and entropy [tokens] in nats or None; float32, or float64 for float64 input.
+    Raises:
+        ValueError: the shapes do not fit; the message shows both.
+    """
+    if hidden.shape[0] != target.shape[0] or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(f"hidden is {list(hidden.shape)}, target {list(target.shape)}, weight {list(weight.shape)}")
+    rows = max(1, chunk_numbers // weight.shape[0])
+    logp, ent = _LinearLogProb.apply(hidden, weight, bias, target, temperature, entropy, dtype or hidden.dtype, rows)
+    return logp, ent if entropy else None
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    """[chunk, vocab] logits over temperature, in float32 or float64."""
+    z = hidden @ weight.T
+    z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+    if bias is not None:
+        z = z + bias.to(z.dtype)
+    return z if temperature == 1.0 else z / temperature
+
+
+class _LinearLogProb(torch.autograd.Function):
+    """Gradient of logp: onehot − p. Gradient of the entropy: −p (log p + H)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        temperature: float,
+        entropy: bool,
+        dtype: torch.dtype,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            h, w = hidden.to(dtype), weight.to(dtype)
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            logp = torch.empty(len(target), dtype=wide, device=hidden.device)
+            lse, ent = torch.empty_like(logp), torch.zeros_like(logp)
+            for start in range(0, len(target), rows):
+                part = slice(start, start + rows)
+                z = _logits(h[part], w, bias, temperature)
+                lse[part] = z.logsumexp(1)
+                logp[part] = z.gather(1, target[part, None])[:, 0] - lse[part]
+                if entropy:
+                    ent[part] = lse[part] - (z.sub(lse[part, None]).exp() * z).sum(1)
+        ctx.save_for_backward(hidden, weight, bias, target, lse, ent)
+        ctx.settings = (temperature, entropy, dtype, rows)
+        return logp, ent
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        hidden, weight, bias, target, lse, ent = ctx.saved_tensors
+        temperature, entropy, dtype, rows = ctx.settings
+        grad_logp, grad_entropy = grads
+        with torch.autocast(hidden.device.type, enabled=False):
+            h, w = hidden.to(dtype), weight.to(dtype)
+            grad_h = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+            grad_w = torch.zeros(weight.shape, dtype=lse.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
+            grad_b = torch.zeros_like(bias, dtype=lse.dtype) if bias is not None and ctx.needs_input_grad[2] else None
+            for start in range(0, len(target), rows):
+                part = slice(start, start + rows)
+                z = _logits(h[part], w, bias, temperature)
+                log_p = z.sub_(lse[part, None])
+                p = log_p.exp()
+                d = p * -grad_logp[part, None]
+                d.scatter_add_(1, target[part, None], grad_logp[part, None].to(d.dtype))
+                if entropy:
+                    d -= grad_entropy[part, None] * p * (log_p + ent[part, None])
+                d = d / temperature
+                if grad_b is not None:
+                    grad_b += d.sum(0)
+                d = d.to(dtype)
+                if grad_h is not None:
+                    grad_h[part] = (d @ w).to(hidden.dtype)
+                if grad_w is not None:
+                    grad_w += (d.T @ h[part]).to(grad_w.dtype)
+        grad_b = None if grad_b is None else grad_b.to(bias.dtype)
+        grad_w = None if grad_w is None else grad_w.to(weight.dtype)
+        return grad_h, grad_w, grad_b, None, None, None, None, None

@@ -1,0 +1,235 @@
+"""Models in and out: Hugging Face checkpoints, in memory or by path, policies and scalar models."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from unified.attention import NAME as ATTENTION
+from unified.errors import UserError
+from unified.registry import call_named, catalogue
+from unified.stage import ModelSettings
+
+Kind = Literal["policy", "scalar"]
+VALUE_HEAD = "value_head.safetensors"
+
+
+@dataclass
+class Artifact:
+    """A model that a stage is handed or leaves behind.
+
+    kind: "policy" (a causal language model) or "scalar" (a sequence classifier with one label).
+    path: its folder or hub id; module: the model itself, where it is in memory (then it wins over the path).
+    own_tokenizer: the tokenizer in memory; without, the one at the path.
+    value_head: of a policy with a shared trunk, in memory.
+    """
+
+    kind: Kind
+    path: Path | str | None = None
+    module: Any = None
+    own_tokenizer: Any = None
+    value_head: nn.Module | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer that travels with the model; UserError where there is none."""
+        if self.own_tokenizer is None:
+            if self.path is None:
+                raise UserError("a model in memory needs its tokenizer", "give Artifact(..., own_tokenizer=tokenizer)")
+            try:
+                self.own_tokenizer = AutoTokenizer.from_pretrained(self.path)
+            except (OSError, ValueError) as error:
+                raise UserError(f"no tokenizer at {self.path}: {_first_line(error)}") from error
+        return self.own_tokenizer
+
+    def load(self, kind: Kind, *, dropout: float | None = None, trained: bool = False) -> Any:
+        """The model as `kind`, in float32 unless it is in memory in another type, without dropout unless it is given.
+
+        A policy can be loaded as a scalar model (its trunk, with a head of zeros), never the other way round.
+        `trained`: a model in memory is handed out itself, to be trained in place; otherwise a copy.
+        Raises UserError for a kind that cannot be had, or a model that is not there.
+        """
+        if kind == "policy" and self.kind == "scalar":
+            raise UserError(f"{self} is a scalar model, but a policy is needed", "name a stage or folder that holds a causal language model")
+        if self.module is not None:
+            model = self.module if trained and kind == self.kind else copy.deepcopy(self.module)
+            model = model if kind == self.kind else _scalar_from(model)
+            set_dropout(model, dropout)
+            model.config._attn_implementation = ATTENTION
+            return model
+        return _from_path(str(self.path), kind, self.kind, dropout)
+
+    def __str__(self) -> str:
+        return str(self.path) if self.path is not None else f"the {self.kind} in memory"
+
+
+def base_tokenizer(settings: ModelSettings, home: Path) -> Any:
+    """The tokenizer of a recipe's model, without loading the model."""
+    if settings.path is not None:
+        return artifact_at(_resolve(settings.path, home)).tokenizer()
+    if settings.tokenizer is None:
+        raise UserError("a new model needs a tokenizer", "write `tokenizer: NAME`, a dataset that makes one")
+    make = settings.tokenizer.part.tokenizer
+    if make is None:
+        able = [n for n in catalogue().names("dataset") if getattr(catalogue().find("dataset", n), "tokenizer", None)]
+        raise UserError(f"dataset '{settings.tokenizer.name}' makes no tokenizer", f"these do: {', '.join(able)}")
+    return call_named(make, settings=settings.tokenizer.settings)
+
+
+def base_artifact(settings: ModelSettings, home: Path, seed: int) -> Artifact:
+    """The model that a recipe starts from; a new one has weights drawn from the seed."""
+    if settings.path is not None:
+        return artifact_at(_resolve(settings.path, home))
+    tokenizer = base_tokenizer(settings, home)
+    return new_policy(dict(settings.new or {}), tokenizer, seed)
+
+
+def new_policy(config: dict[str, Any], tokenizer: Any, seed: int) -> Artifact:
+    """A causal language model with random weights; vocabulary and special tokens are the tokenizer's."""
+    config = dict(config)
+    kind = config.pop("model_type", None)
+    if kind is None:
+        raise UserError("a new model needs `model_type`", "for example {model_type: llama, hidden_size: 64, ...}")
+    special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+    try:
+        made = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **config})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"no model can be built from {config}: {_first_line(error)}") from error
+    _no_dropout(made, None)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(made, attn_implementation=ATTENTION)
+    return Artifact("policy", module=model.float(), own_tokenizer=tokenizer)
+
+
+def artifact_at(path: Path | str) -> Artifact:
+    """The model in a folder (or at a hub id); its kind is read from its configuration."""
+    folder = Path(path)
+    if isinstance(path, Path) or folder.exists() or str(path).startswith((".", "/")):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"no model at {path}", "a model folder holds config.json, weights and a tokenizer")
+        names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+        kind: Kind = "scalar" if any("SequenceClassification" in n for n in names) else "policy"
+        return Artifact(kind, folder)
+    return Artifact("policy", str(path))
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path, value_head: nn.Module | None = None) -> None:
+    """Write a Hugging Face checkpoint: weights, configuration, tokenizer, and the shared-trunk value head beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if value_head is not None:
+        save_file({k: v.contiguous() for k, v in value_head.state_dict().items()}, folder / VALUE_HEAD)
+
+
+def load_value_head(artifact: Artifact, width: int) -> nn.Linear:
+    """The shared-trunk value head beside a policy, or a fresh one of zeros."""
+    head = nn.Linear(width, 1)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    saved = Path(artifact.path) / VALUE_HEAD if isinstance(artifact.path, Path) else None
+    if artifact.value_head is not None:
+        head.load_state_dict(artifact.value_head.state_dict())
+    elif saved is not None and saved.is_file():
+        head.load_state_dict(load_file(saved))
+    return head
+
+
+def set_dropout(model: nn.Module, p: float | None) -> None:
+    """Dropout 0 (or p) everywhere in the model, also where it reads its configuration while it runs."""
+    _no_dropout(model.config, p)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p or 0.0
+        for name in ("attention_dropout", "attn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, p or 0.0)
+
+
+def context_length(model: Any) -> int:
+    """Tokens that the model can hold, as its configuration says (1,000,000 where it does not)."""
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(model.config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 1_000_000
+
+
+def scalar_head(model: Any) -> nn.Linear:
+    """The read-out of a scalar model, [hidden] -> [1]."""
+    for name in ("score", "classifier"):
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Linear) and head.out_features == 1:
+            return head
+    raise UserError(f"{type(model).__name__} has no linear read-out of one label", "use a sequence classification model with num_labels=1")
+
+
+def _from_path(path: str, kind: Kind, stored: Kind, dropout: float | None) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(path)
+        _no_dropout(config, dropout)
+        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "attn_implementation": ATTENTION}
+        with _quiet():
+            if kind == "policy":
+                model = AutoModelForCausalLM.from_pretrained(path, **options)
+            else:
+                config.num_labels = 1
+                model = AutoModelForSequenceClassification.from_pretrained(path, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"no model can be loaded from {path}: {_first_line(error)}") from error
+    if kind == "scalar" and stored == "policy":
+        nn.init.zeros_(scalar_head(model).weight)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()  # loaded weights are memory-mapped and unaligned, which changes bits
+    return model
+
+
+def _scalar_from(policy: Any) -> Any:
+    """A scalar model with the trunk of a policy in memory."""
+    config = copy.deepcopy(policy.config)
+    config.num_labels = 1
+    with torch.random.fork_rng():
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
+    model.base_model.load_state_dict(policy.base_model.state_dict())
+    nn.init.zeros_(scalar_head(model).weight)
+    return model.to(next(policy.parameters()).dtype)
+
+
+def _no_dropout(config: Any, p: float | None) -> None:
+    for name, value in vars(config).items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float)) and not isinstance(value, bool):
+            setattr(config, name, p or 0.0)
+
+
+def _resolve(path: str, home: Path) -> Path | str:
+    """A folder relative to the recipe, or a hub id."""
+    local = Path(path).expanduser()
+    local = local if local.is_absolute() else home / local
+    return local if local.exists() or path.startswith((".", "/", "~")) else path
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+class _quiet:  # noqa: N801 - reads as a verb where it is used
+    """Transformers' remarks on loading (fresh heads, progress bars) are ours to make."""
+
+    def __enter__(self) -> None:
+        self.level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.level)

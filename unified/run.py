@@ -1,0 +1,240 @@
+"""The state of a training stage while it runs, and the forwards that its verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from unified.batch import Batch
+from unified.data import PromptGroup
+from unified.errors import UserError, unknown_name
+from unified.layout import Kind, Row, cut, lay_out
+from unified.processes import Processes
+from unified.roles import Asks, Roles
+from unified.stage import StageContext, TrainSettings
+from unified.stream import Stream
+
+#: fields computed before learning -> the head they are
+SCORED = {"old_logp": "logp", "ref_logp": "logp", "old_value": "value"}
+Sums = dict[str, tuple[float, float]]
+
+
+@dataclass
+class Table:
+    """Collected groups of one stream on this process: their rows for forwards, and the batch that plugins see."""
+
+    stream: Stream
+    groups: list[PromptGroup]
+    rows: list[Row]
+    batch: Batch
+
+    @property
+    def costs(self) -> list[int]:
+        """Tokens of every row."""
+        return [r.tokens for r in self.rows]
+
+
+@dataclass
+class Best:
+    """The weights that were best by a held-out metric: its value, the step, the weights, and all that was measured."""
+
+    value: float
+    step: int
+    weights: dict[str, Tensor]
+    measured: dict[str, float]
+
+
+@dataclass
+class Run:
+    """Everything that a training stage holds.
+
+    model: the prepared `Roles`; roles: the same, unwrapped. value_role: which role gives `value`.
+    trained: role -> heads that are pushed there. step, iteration: optimiser steps and collected batches done.
+    kept: log-probs of the reference on fixed rows, computed once. total_prompts: prompts to draw in all.
+    dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
+    """
+
+    stage: StageContext
+    settings: TrainSettings
+    accelerator: Accelerator
+    processes: Processes
+    model: Any
+    roles: Roles
+    tokenizer: Any
+    streams: list[Stream]
+    optimizer: Any
+    scheduler: Any
+    steps: int
+    layout: Kind
+    value_role: str = "critic"
+    trained: dict[str, frozenset[str]] = field(default_factory=dict)
+    step: int = 0
+    iteration: int = 0
+    sums: Sums = field(default_factory=dict)
+    kept: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    total_prompts: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    held_out: list[Stream] = field(default_factory=list)
+    last: dict[str, float] = field(default_factory=dict)
+    evaluated: dict[str, float] = field(default_factory=dict)
+    best: Best | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.accelerator.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of rewards: float64 where the models are, else float32."""
+        return torch.float64 if next(self.roles.parameters()).dtype == torch.float64 else torch.float32
+
+    @property
+    def pad(self) -> int:
+        """An id for empty slots."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def role_of(self, head: str) -> str:
+        """The role that gives a current head."""
+        return {"value": self.value_role, "score": "scorer"}.get(head, "policy")
+
+    def asks(self, heads: frozenset[str]) -> dict[str, frozenset[str]]:
+        """Current heads, by role."""
+        out: dict[str, frozenset[str]] = {}
+        for head in heads:
+            role = self.role_of(head)
+            out[role] = out.get(role, frozenset()) | {head}
+        return out
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """A copy of what training changes."""
+        frozen = tuple(f"models.{r}." for r in self.roles.models if r not in self.trained)
+        return {k: v.detach().clone() for k, v in self.roles.state_dict().items() if not k.startswith(frozen)}
+
+    def keep_best(self, measured: dict[str, float], name: str) -> None:
+        """Keep a copy of the weights if this metric is the best so far. UserError for a metric that is not measured."""
+        value = measured.get(name, measured.get(f"eval/{name}"))
+        if value is None:
+            raise UserError(unknown_name("evaluation metric", name, measured).text())
+        better = self.best is None or (value > self.best.value) == self.settings.greater_is_better and value != self.best.value
+        if better:
+            self.best = Best(value, self.step, self.trained_weights(), dict(measured))
+
+    def add(self, name: str, value: float, count: float = 1.0) -> None:
+        """Add to a mean that is reported at the end of the collected batch."""
+        before = self.sums.get(name, (0.0, 0.0))
+        self.sums[name] = (before[0] + value, before[1] + count)
+
+
+def tabulate(run: Run, stream: Stream, groups: list[PromptGroup]) -> Table:
+    """Groups as rows and as a batch on the device. Rewards that are missing everywhere stand as 0."""
+    rows = [Row.of(g, a) for g in groups for a in g.answers]
+    answers = [a for g in groups for a in g.answers]
+    time = max((len(r.answer) for r in rows), default=1) or 1
+    shape = (len(rows), time)
+    mask, sampling = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=run.dtype)
+    per_token = any(isinstance(a.reward, list) for a in answers)
+    reward = torch.zeros(shape if per_token else (len(rows),), dtype=run.dtype)
+    trajectories: dict[object, int] = {}
+    for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        n = len(row.answer)
+        mask[i, :n] = torch.tensor(row.mask, dtype=torch.bool)
+        if answer.sampling_logp is not None:
+            sampling[i, :n] = torch.tensor(answer.sampling_logp)
+        trajectories.setdefault(answer.trajectory if answer.trajectory is not None else i, len(trajectories))
+        _write_reward(reward, i, row, answer.reward)
+    fields = {
+        "loss_mask": mask,
+        "group": torch.tensor([g for g, group in enumerate(groups) for _ in group.answers], dtype=torch.long),
+        "reward": reward,
+        "probe": torch.tensor([a.probe for a in answers], dtype=torch.bool),
+        "trajectory": torch.tensor(
+            [trajectories[a.trajectory if a.trajectory is not None else i] for i, a in enumerate(answers)], dtype=torch.long
+        ),
+    }
+    if answers and all(a.sampling_logp is not None for a in answers):
+        fields["sampling_logp"] = sampling * mask
+    names = set.intersection(*(set(a.columns) for a in answers)) if answers else set()
+    columns = {name: torch.tensor([float(a.columns[name]) for a in answers], device=run.device) for name in names}
+    batch = Batch({k: v.to(run.device) for k, v in fields.items()}, columns, run.processes)
+    return Table(stream, groups, rows, batch)
+
+
+def _write_reward(reward: Tensor, i: int, row: Row, value: float | list[float] | None) -> None:
+    """Into [batch], or into [batch, time]: there a single number stands at the last token that carries a gradient."""
+    if value is None:
+        return
+    if reward.dim() == 1:
+        reward[i] = float(value)  # type: ignore[arg-type]
+    elif isinstance(value, list):
+        reward[i, : len(value)] = torch.tensor(value)
+    elif any(row.mask):
+        reward[i, max(t for t, m in enumerate(row.mask) if m)] = value
+
+
+def forward(run: Run, table: Table | None, index: Sequence[int], asks: Asks) -> dict[str, dict[str, Tensor]]:
+    """Heads of some rows of a table: role -> head -> [rows, time]. Without a table: of one row of no meaning.
+
+    The latter keeps processes in step under sharded wrappers, where all must run the same number of forwards.
+    """
+    rows = [table.rows[i] for i in index] if table and index else [Row([run.pad], [run.pad], [True])]
+    temperature = table.stream.temperature if table else 1.0
+    layout = lay_out(rows, run.layout, pad=run.pad).to(run.device)
+    try:
+        out: dict[str, dict[str, Tensor]] = run.model(layout, asks, temperature)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(run) from error
+    return out
+
+
+def out_of_memory(run: Run) -> UserError:
+    """The one message that says which budget to lower."""
+    return UserError(
+        f"stage '{run.stage.name}': out of memory in a forward or backward of {run.settings.tokens_per_micro_batch} tokens",
+        f"lower `tokens_per_micro_batch` (now {run.settings.tokens_per_micro_batch}); gradients do not depend on it",
+        "or set `gradient_checkpointing: true`, or `bf16: true`",
+    )
+
+
+@torch.no_grad()
+def heads_without_gradient(run: Run, table: Table, wanted: Sequence[int], asks: Asks) -> dict[str, dict[str, Tensor]]:
+    """Heads of many rows, micro-batch by micro-batch: role -> head -> [all rows of the table, time], 0 elsewhere.
+
+    Every process runs as many forwards as the one that needs most.
+    """
+    costs = [table.costs[i] for i in wanted]
+    parts = [m for p in cut(costs, [[i] for i in range(len(wanted))], run.settings.tokens_per_micro_batch, run.layout) for m in p]
+    full: dict[str, dict[str, Tensor]] = {r: {} for r in asks}
+    shape = table.batch.loss_mask.shape
+    for k in range(run.processes.most(len(parts))):
+        index = [wanted[i] for i in parts[k]] if k < len(parts) else []
+        heads = forward(run, table, index, asks)
+        for role, named in heads.items():
+            for head, value in named.items():
+                out = full[role].setdefault(head, torch.zeros(shape, dtype=value.dtype, device=value.device))
+                if index:
+                    out[torch.tensor(index, device=value.device), : value.shape[1]] = value
+    return full
+
+
+def score_answers(run: Run, role: str, groups: list[PromptGroup]) -> list[list[float | None]]:
+    """The scalar model's reading after the last token of each answer; None for an answer without a token."""
+    probe = Stream(run.stage.name, groups, run.streams[0].source, None, [], 0)
+    table = tabulate(run, probe, groups)
+    scores = heads_without_gradient(run, table, list(range(len(table.rows))), {role: frozenset({"score"})})[role]
+    at_end = (scores["score"] * table.batch.last).sum(1).tolist() if "score" in scores else []
+    flat = iter(at_end)
+    return [[next(flat) if any(_mask(a)) else _skip(flat) for a in g.answers] for g in groups]
+
+
+def _mask(answer: Any) -> list[bool]:
+    return answer.loss_mask if answer.loss_mask is not None else [True] * len(answer.ids)
+
+
+def _skip(values: Any) -> None:
+    next(values)

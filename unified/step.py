@@ -1,0 +1,298 @@
+"""The step, verb by verb (DESIGN section 6): collect, judge, select, score, credit, then count, weigh and push, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified.batch import Batch
+from unified.coefficient import named_loss, push
+from unified.data import PromptGroup
+from unified.errors import PluginError
+from unified.layout import cut
+from unified.parts import HEADS
+from unified.run import SCORED, Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
+from unified.stream import Sampler, Stream, seed_of
+
+
+def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
+    """This process's share of the next n prompts, with answers."""
+    drawn = run.processes.mine(stream.draw(n))
+    if not stream.online:
+        return stream.collect([g for _, g in drawn], _no_sampling, run.stage.seed)
+    torch.manual_seed(seed_of("rollout", run.stage.seed, run.iteration, run.step, run.processes.rank))
+    sampler = Sampler(run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step)
+    return stream.collect([g for _, g in drawn], sampler, seed_of("source", run.stage.seed, run.iteration))
+
+
+def _no_sampling(*_: Any) -> Any:
+    raise PluginError("a source that samples must say `online=True`")
+
+
+def judge(run: Run, stream: Stream, groups: list[PromptGroup]) -> None:
+    """Give every answer its reward."""
+    stream.judge(groups)
+    run.stage.notify("groups_judged", stage=run.stage.name, step=run.step, groups=groups)
+
+
+def select(run: Run, stream: Stream, groups: list[PromptGroup]) -> list[PromptGroup]:
+    """Groups that go on; what is dropped is counted."""
+    kept, counts = stream.select(groups)
+    for name, number in counts.items():
+        if number:
+            run.add(f"dropped/{name}", number, 0.0)
+    return kept
+
+
+def score(run: Run, table: Table, *, several_steps: bool) -> None:
+    """Add what the terms read and does not change while they learn: old_logp, ref_logp, old_value.
+
+    The old policy is not asked where the whole collected batch is one optimiser step: then it is the policy itself.
+    Log-probs of the reference on fixed rows are computed once and kept.
+    """
+    needed = {name for t in table.stream.terms for name in (t.reads | t.credit_reads) if name in SCORED}
+    credited = {name for t in table.stream.terms for name in t.credit_reads}
+    if not several_steps and "old_logp" not in credited:
+        needed.discard("old_logp")
+    where = {"old_logp": "policy", "ref_logp": "reference", "old_value": run.value_role}
+    everything = range(len(table.rows))
+    fresh = _unknown_reference(run, table) if "ref_logp" in needed and not table.stream.online else None
+    for names, wanted in (
+        (needed - {"ref_logp"} if fresh is not None else needed, list(everything)),
+        ({"ref_logp"} if fresh is not None else set(), fresh or []),
+    ):
+        if not names:
+            continue
+        asks: dict[str, frozenset[str]] = {}
+        for name in names:
+            asks[where[name]] = asks.get(where[name], frozenset()) | {SCORED[name]}
+        heads = heads_without_gradient(run, table, wanted, asks)
+        table.batch = table.batch.plus(**{n: heads[where[n]][SCORED[n]] for n in names if SCORED[n] in heads[where[n]]})
+    if fresh is not None:
+        _keep_reference(run, table, set(fresh))
+
+
+def _places(table: Table) -> list[tuple[str, int, int]]:
+    return [(table.stream.label, g.key, k) for g in table.groups for k in range(len(g.answers))]
+
+
+def _unknown_reference(run: Run, table: Table) -> list[int]:
+    return [i for i, place in enumerate(_places(table)) if place not in run.kept]
+
+
+def _keep_reference(run: Run, table: Table, fresh: set[int]) -> None:
+    """Keep what is new, and fill in what was known."""
+    value = table.batch.ref_logp if table.batch.has("ref_logp") else torch.zeros(table.batch.loss_mask.shape, device=run.device)
+    for i, place in enumerate(_places(table)):
+        length = len(table.rows[i].answer)
+        if i in fresh:
+            run.kept[place] = value[i, :length].clone()
+        else:
+            value[i, :length] = run.kept[place]
+    table.batch = table.batch.plus(ref_logp=value)
+
+
+@torch.no_grad()
+def credit(run: Run, table: Table) -> None:
+    """Advantages and returns, once per collected batch."""
+    for term in table.stream.terms:
+        if term.algorithm.credit is None:
+            continue
+        given = term.call("credit", batch=table.batch)
+        if not given:
+            continue
+        try:
+            made = {name: table.batch.expand(value, name).detach() for name, value in given.items()}
+        except ValueError as error:
+            raise PluginError(f"stage '{run.stage.name}': credit of algorithm '{term.algorithm.name}': {error}") from error
+        table.batch = table.batch.plus(**made)
+
+
+def prepare(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
+    """collect, judge, select, score and credit: everything before the first gradient."""
+    groups = collect(run, stream, n)
+    judge(run, stream, groups)
+    table = tabulate(run, stream, select(run, stream, groups))
+    score(run, table, several_steps=several_steps)
+    credit(run, table)
+    return table
+
+
+@dataclass
+class Work:
+    """One stream's part of an optimiser step on this process: its rows, their w per term and head, and what is known."""
+
+    table: Table
+    batch: Batch
+    index: list[int]
+    w: list[dict[str, Tensor]]
+    statistics: list[dict[str, Tensor]]
+    passes: list[list[list[int]]]
+    known: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # micro-batch -> pushes computed before
+
+
+def count(run: Run, table: Table, index: list[int]) -> Work:
+    """w of every row of this optimiser step, from counts over all micro-batches and processes, and the cut."""
+    at = torch.tensor(index, dtype=torch.long, device=run.device)
+    batch = table.batch.rows(at, time=table.batch.loss_mask.shape[1]) if index else table.batch.rows(at)
+    w = [t.normalisers(batch, t.rows(batch), run.processes) for t in table.stream.terms]
+    whole = any(t.algorithm.scope != "answer" for t in table.stream.terms)
+    groups = batch.group.tolist()
+    units: dict[int, list[int]] = {}
+    for i in range(len(index)):
+        units.setdefault(groups[i] if whole else i, []).append(i)
+    costs = [table.costs[i] for i in index]
+    passes = cut(costs, list(units.values()), run.settings.tokens_per_micro_batch, run.layout)
+    return Work(table, batch, index, w, [{} for _ in table.stream.terms], passes)
+
+
+def look_ahead(run: Run, work: Work) -> None:
+    """What must be known before the first push: statistics of scope "step", and coefficients of groups over the budget."""
+    terms = work.table.stream.terms
+    step_scope = any(t.algorithm.scope == "step" for t in terms)
+    wide = [p for p in work.passes if len(p) > 1]
+    wanted = [i for p in (work.passes if step_scope else wide) for m in p for i in m]
+    if not run.processes.most(len(wanted)):
+        return
+    read = frozenset(h for t in terms for h in t.heads)
+    heads = heads_without_gradient(run, work.table, [work.index[i] for i in wanted], run.asks(read))
+    at = torch.tensor(work.index, dtype=torch.long, device=run.device)
+    now = {h: v[at] for named in heads.values() for h, v in named.items()}
+    batch = _with_old(work.batch.plus(**now), terms)
+    if step_scope:
+        work.statistics = [
+            dict(t.call("statistics", batch=batch)) if t.algorithm.statistics else {} for t in terms
+        ]
+    for part in wide:
+        rows = torch.tensor([i for m in part for i in m], device=run.device)
+        group = batch.rows(rows, time=batch.loss_mask.shape[1])
+        w = [{h: x[rows] for h, x in each.items()} for each in work.w]
+        pushes, own = push(terms, group, w, work.statistics)
+        for i, term in enumerate(terms):
+            log_term(run, term, group, w[i], work.statistics[i], own[i], several=len(terms) > 1)
+        start = 0
+        for micro in part:
+            work.known[id(micro)] = {h: v[start : start + len(micro)] for h, v in pushes.items()}
+            start += len(micro)
+
+
+def _with_old(batch: Batch, terms: Sequence[Any]) -> Batch:
+    """In the only step on a batch the old policy is the policy: the same numbers, without a gradient."""
+    read = {name for t in terms for name in t.reads}
+    same = {"old_logp": "logp", "old_value": "value"}
+    return batch.plus(**{o: getattr(batch, n).detach() for o, n in same.items() if o in read and not batch.has(o) and batch.has(n)})
+
+
+def optimise(run: Run, works: list[Work]) -> None:
+    """One optimiser step; skipped and counted where nothing counts."""
+    if _anything(run, works):
+        accumulate(run, works)
+        update(run)
+    else:
+        run.add("steps_skipped", 1.0, 0.0)
+    run.step += 1
+
+
+def accumulate(run: Run, works: list[Work]) -> None:
+    """The gradient of one optimiser step: heads, weigh and push for every micro-batch of this process."""
+    for work in works:
+        look_ahead(run, work)
+    micros = [(work, micro) for work in works for p in work.passes for micro in p]
+    number = max(1, run.processes.most(len(micros)))
+    for k in range(number):
+        last = k == number - 1
+        hold = nullcontext() if last else run.accelerator.no_sync(run.model)
+        with hold:
+            learn(run, *(micros[k] if k < len(micros) else (None, [])), everything=last)
+
+
+def _anything(run: Run, works: list[Work]) -> bool:
+    """Whether any answer of any process counts in this step."""
+    here = sum(float(x.sum()) != 0 for work in works for each in work.w for x in each.values())
+    return run.processes.most(here) > 0
+
+
+def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) -> None:
+    """Heads of one micro-batch, their coefficients, and the backward pass of Σ w · GC · head.
+
+    everything: ask for all trained heads, pushed or not, so that wrappers see every parameter in the last backward.
+    """
+    terms = work.table.stream.terms if work else []
+    asks = run.asks(frozenset(h for t in terms for h in t.heads))
+    if everything or not work:
+        asks = {r: asks.get(r, frozenset()) | run.trained.get(r, frozenset()) for r in {*asks, *run.trained}}
+    index = [work.index[i] for i in micro] if work else []
+    by_role = forward(run, work.table if work else None, index, asks)
+    heads = {h: v for named in by_role.values() for h, v in named.items()}
+    surrogate = torch.stack([v.sum() * 0.0 for v in heads.values()]).sum()
+    if work and micro:
+        for head, weight in weigh(run, work, micro, heads).items():
+            surrogate = surrogate + (weight * heads[head]).sum()
+    try:
+        # wrappers average over processes; w is per step of all of them
+        run.accelerator.backward(-surrogate * run.processes.count)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(run) from error
+    run.add("tokens", sum(work.table.costs[i] for i in index) if work else 0, 0.0)
+
+
+def weigh(run: Run, work: Work, micro: list[int], heads: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Σ over terms of weight · w · GC per head, [rows, time], from the heads as they are now; and the log."""
+    terms = work.table.stream.terms
+    at = torch.tensor(micro, device=run.device)
+    time = next(iter(heads.values())).shape[1]
+    now = {h: v.detach() for h, v in heads.items() if h in HEADS}
+    batch = _with_old(work.batch.rows(at, time=time).plus(**now), terms)
+    w = [{h: x[at] for h, x in each.items()} for each in work.w]
+    known = work.known.get(id(micro))
+    if known is not None:
+        pushes = {h: v[:, :time] for h, v in known.items()}
+        own: list[dict[str, Tensor]] = []
+    else:
+        pushes, own = push(terms, batch, w, work.statistics)
+        for i, term in enumerate(terms):
+            log_term(run, term, batch, w[i], work.statistics[i], own[i], several=len(terms) > 1)
+    return {h: v.to(heads[h].dtype) for h, v in pushes.items()}
+
+
+def log_term(
+    run: Run, term: Any, batch: Batch, w: dict[str, Tensor], statistics: dict[str, Tensor], own: dict[str, Tensor], *, several: bool
+) -> None:
+    """Add a term's named loss, its own metrics, and how its coefficients lie."""
+    prefix = f"{term.algorithm.name}/" if several else ""
+    loss = named_loss(term, batch, w, statistics)
+    if not math.isnan(loss):
+        run.add(f"{prefix}loss", loss, 0.0)
+    if term.algorithm.metrics:
+        with torch.no_grad():
+            for name, (value, number) in term.call("metrics", batch=batch, statistics=statistics).items():
+                run.add(prefix + name, float(value), float(number))
+    for head, gc in own.items():
+        on = gc[batch.loss_mask & (w[head] != 0)[:, None]]
+        name = f"{prefix}gc" if head == "logp" else f"{prefix}gc_{head}"
+        run.add(f"{name}/abs", float(gc.abs().sum()), on.numel())
+        run.add(f"{name}/positive", float((on > 0).sum()), on.numel())
+        run.add(f"{name}/negative", float((on < 0).sum()), on.numel())
+
+
+def update(run: Run) -> None:
+    """Clip each role's gradient, step the optimiser and the schedule."""
+    limit = run.settings.max_grad_norm or float("inf")
+    for role in run.trained:
+        parameters = [p for g in run.optimizer.param_groups if g["role"] == role for p in g["params"] if p.grad is not None]
+        if not parameters:
+            continue
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if not math.isfinite(norm):
+            raise PluginError(f"stage '{run.stage.name}', step {run.step + 1}: the gradient of {role} is not finite (norm {norm})")
+        run.add("grad_norm" if role in ("policy", "scorer") else f"grad_norm/{role}", norm)
+    run.add("learning_rate", float(run.optimizer.param_groups[0]["lr"]))
+    run.optimizer.step()
+    run.scheduler.step()
+    run.optimizer.zero_grad(set_to_none=True)

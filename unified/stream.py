@@ -1,0 +1,157 @@
+"""Where the groups of a stage's terms come from: rows in seeded order, a source, a reward, and the terms that use them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from unified.coefficient import Term
+from unified.data import Answer, PromptGroup, Sampling
+from unified.errors import PluginError, UserError
+from unified.registry import call_named, catalogue
+from unified.settings import Chosen
+
+#: what samples answers where a stage names no engine
+DEFAULT_ENGINE = "transformers"
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on all parts, the same on every machine and in every run."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass
+class Stream:
+    """Rows that one or more terms learn from.
+
+    rows: all prompt groups of the dataset, as tokens. source, reward: how they get answers, and how these are judged.
+    terms: those that act on these rows. per_step: prompts per optimiser step; None for the stream that drives the stage.
+    position: rows drawn so far; with the seed it says everything about the order. stage: for messages. label: its own
+    name in the stage.
+    """
+
+    stage: str
+    rows: list[PromptGroup]
+    source: Chosen
+    reward: Chosen | None
+    terms: list[Term]
+    seed: int
+    per_step: int | None = None
+    filters: list[Chosen] = field(default_factory=list)
+    score: Callable[[list[PromptGroup]], list[list[float | None]]] | None = None
+    position: int = 0
+    label: str = "train"
+    _order: tuple[int, list[int]] = (-1, [])
+
+    @property
+    def online(self) -> bool:
+        """Whether answers are sampled from the policy as it is."""
+        return bool(self.source.part.online)
+
+    @property
+    def temperature(self) -> float:
+        """T of the distribution that log-probs speak of: that of sampling, 1 for rows of data."""
+        return float(getattr(self.source.settings, "temperature", 1.0)) if self.online else 1.0
+
+    def draw(self, n: int) -> list[tuple[int, PromptGroup]]:
+        """The next n rows with their running number, in an order shuffled anew for every pass."""
+        out = []
+        for number in range(self.position, self.position + n):
+            epoch, place = divmod(number, len(self.rows))
+            if self._order[0] != epoch:
+                generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
+                self._order = (epoch, torch.randperm(len(self.rows), generator=generator).tolist())
+            out.append((number, self.rows[self._order[1][place]]))
+        self.position += n
+        return out
+
+    def collect(self, prompts: list[PromptGroup], sample: Callable[..., list[list[Answer]]], seed: int) -> list[PromptGroup]:
+        """Ask the source for answers to these prompts."""
+        groups = self._call(
+            self.source, "collect", prompts=prompts, settings=self.source.settings, sample=sample, seed=seed
+        )
+        return list(groups)
+
+    def judge(self, groups: list[PromptGroup]) -> None:
+        """Write the reward of every answer; None where the judgement failed. Probes are judged as well."""
+        if self.reward is None:
+            return
+        given = self._call(self.reward, "judge", groups=groups, settings=self.reward.settings, score=self.score)
+        if len(given) != len(groups) or any(len(r) != len(g.answers) for r, g in zip(given, groups, strict=False)):
+            shape = [len(r) for r in given]
+            raise PluginError(
+                f"stage '{self.stage}': reward '{self.reward.name}' gave {shape} judgements for {[len(g.answers) for g in groups]} answers"
+            )
+        for rewards, group in zip(given, groups, strict=True):
+            for reward, answer in zip(rewards, group.answers, strict=True):
+                _check_reward(self, reward, answer)
+                answer.reward = list(reward) if isinstance(reward, (list, tuple)) else reward
+
+    def select(self, groups: list[PromptGroup]) -> tuple[list[PromptGroup], dict[str, int]]:
+        """Drop answers without a judgement, groups with too few answers, and what the filters drop; all counted."""
+        needed = max((t.algorithm.answers for t in self.terms), default=1)
+        counts = {"missing": 0, "too_few": 0, "filtered": 0}
+        kept = []
+        for group in groups:
+            answers = [a for a in group.answers if a.reward is not None or self.reward is None]
+            counts["missing"] += len(group.answers) - len(answers)
+            if sum(not a.probe for a in answers) < needed:
+                counts["too_few"] += 1
+                continue
+            kept.append(replace(group, answers=answers))
+        for rule in self.filters:
+            before = len(kept)
+            kept = self._call(rule, "value", groups=kept, **rule.settings.model_dump())
+            counts["filtered"] += before - len(kept)
+        return kept, counts
+
+    def _call(self, chosen: Chosen, function: str, **arguments: Any) -> Any:
+        """Call a part; what it raises is attributed to it and to the stage."""
+        try:
+            return call_named(getattr(chosen.part, function), **arguments)
+        except (UserError, PluginError):
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"stage '{self.stage}': {function} of {chosen.part.kind} '{chosen.name}' raised {type(error).__name__}: {error}"
+            ) from error
+
+
+def _check_reward(stream: Stream, reward: Any, answer: Answer) -> None:
+    numbers = reward if isinstance(reward, (list, tuple)) else [0.0 if reward is None else reward]
+    name = stream.reward.name if stream.reward else ""
+    if isinstance(reward, (list, tuple)) and len(reward) != len(answer.ids):
+        raise PluginError(f"stage '{stream.stage}': reward '{name}' gave {len(reward)} numbers for {len(answer.ids)} tokens")
+    for number in numbers:
+        if not isinstance(number, (int, float)) or number != number or abs(number) == float("inf"):
+            raise PluginError(
+                f"stage '{stream.stage}': reward '{name}' gave {number!r} for the answer {answer.text[:60]!r}; "
+                "a reward is a finite number, or None where the judgement failed"
+            )
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """What a source calls to sample answers: the stage's rollout engine with the policy as it is now."""
+
+    engine: Chosen | None
+    model: Any
+    tokenizer: Any
+    version: int
+
+    def __call__(self, prompts: list[PromptGroup], n: int, sampling: Sampling) -> list[list[Answer]]:
+        """n answers to each prompt."""
+        engine = self.engine or Chosen(catalogue().get("engine", DEFAULT_ENGINE), catalogue().get("engine", DEFAULT_ENGINE).settings())
+        answers: list[list[Answer]] = call_named(
+            engine.part.generate, model=self.model, tokenizer=self.tokenizer, prompts=[p.prompt for p in prompts],
+            n=n, sampling=sampling, settings=engine.settings,
+        )  # fmt: skip
+        for group in answers:
+            for answer in group:
+                answer.version = self.version
+        return answers

@@ -1,0 +1,209 @@
+"""What the training stage promises and refuses, without loading a model: the functions that its stage kind is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from unified.errors import PluginError, Problem, UserError, unknown_name
+from unified.parts import AGGREGATIONS, HEADS, Algorithm
+from unified.registry import call_named
+from unified.settings import Settings, choose
+from unified.stage import StageContext, StageResult, TermSettings, TrainSettings
+
+Path_ = tuple[str | int, ...]
+
+
+def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
+    """Train as the settings say; loads torch and the engine."""
+    from unified.train import train_stage as run
+
+    return run(stage, settings)
+
+
+def written_terms(settings: TrainSettings) -> list[tuple[Path_, Any]]:
+    """(path of keys, choice of algorithm) of every term."""
+    if settings.terms:
+        return [(("terms", i, "algorithm"), t.algorithm) for i, t in enumerate(settings.terms)]  # type: ignore[attr-defined]
+    return [(("algorithm",), settings.algorithm)] if settings.algorithm is not None else []
+
+
+def pushed(settings: TrainSettings) -> frozenset[str]:
+    """Heads that the terms push."""
+    return frozenset(h for _, a in written_terms(settings) for h in a.part.aggregations(a.settings))
+
+
+def makes(settings: TrainSettings) -> str:
+    """A stage that pushes `score` leaves a scalar model, every other a policy."""
+    return "scalar" if "score" in pushed(settings) else "policy"
+
+
+def uses(settings: TrainSettings) -> list[tuple[Path_, str, str]]:
+    """Every model reference in the settings, with the kind of model it must be ("any": a policy or a scalar model)."""
+    heads = pushed(settings)
+    out: list[tuple[Path_, str, str]] = [(("model",), settings.model, "any" if heads == {"score"} else "policy")]
+    if settings.reference != "input":
+        out.append((("reference",), settings.reference, "policy"))
+    if settings.critic.model is not None and "value" in heads:
+        out.append((("critic",), settings.critic.model, "any"))
+    for path, reward in _rewards(settings):
+        if reward is not None and reward.part.model:
+            reference = call_named(reward.part.model, settings=reward.settings)
+            if reference:
+                out.append((path, str(reference), "scalar"))
+    return out
+
+
+def check(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> list[Problem]:
+    """Combinations that make no sense, and data that is missing, empty or does not fit; no model is loaded."""
+    terms = written_terms(settings)
+    if not terms:
+        return [Problem("a training stage needs `algorithm`, or `terms`", (), ("`unified list algorithm` shows what there is",))]
+    if settings.terms and settings.algorithm is not None:
+        return [Problem("give `algorithm` or `terms`, not both", ("terms",))]
+    problems = _check_terms(settings)
+    problems += _check_models(settings)
+    problems += _check_optimiser(settings)
+    if not problems:
+        problems += _check_data(settings, home, seed, tokenizer)
+    return problems
+
+
+def _check_terms(settings: TrainSettings) -> list[Problem]:
+    problems = []
+    if settings.terms and settings.terms[0].data is not None:
+        problems.append(Problem("the first term uses the stage's own rows", ("terms", 0, "data"), ("write `data` at the stage",)))
+    for i, term in enumerate(settings.terms):
+        if term.aggregation is not None and term.aggregation not in AGGREGATIONS:
+            problems.append(unknown_name("aggregation", term.aggregation, AGGREGATIONS, at=("terms", i, "aggregation")))
+        elif term.aggregation == "constant" and term.constant_length is None:
+            problems.append(Problem("aggregation 'constant' needs `constant_length`", ("terms", i, "aggregation"), ("set L, in tokens",)))
+    for path, chosen in written_terms(settings):
+        problems += [p.under(*path) for p in check_algorithm(chosen.part, chosen.settings)]
+    for (path, reward), algorithm in zip(_rewards(settings), _stream_algorithms(settings), strict=False):
+        if reward is None and algorithm.reward == "required":
+            hint = "write `reward: NAME`; `unified list reward` shows them"
+            problems.append(Problem(f"algorithm '{algorithm.name}' needs a `reward`", path[:-1], (hint,)))
+    return problems
+
+
+def check_algorithm(algorithm: Algorithm, settings: Settings) -> list[Problem]:
+    """Whether an algorithm pushes and reads what there is, and couples answers only under a normaliser that allows it."""
+    problems = []
+    for head in algorithm.aggregations(settings):
+        if head not in HEADS:
+            problems.append(unknown_name(f"head (pushed by algorithm '{algorithm.name}')", head, HEADS))
+    try:
+        from unified.coefficient import Term
+
+        Term(algorithm, settings)
+    except (UserError, PluginError) as error:
+        problems.append(Problem(str(error).splitlines()[0], (), tuple(x.strip() for x in str(error).splitlines()[1:])))
+    return problems
+
+
+def _check_models(settings: TrainSettings) -> list[Problem]:
+    problems = []
+    heads = pushed(settings)
+    if "score" in heads and len(heads) > 1:
+        problems.append(Problem(f"one stage cannot push 'score' together with {sorted(heads - {'score'})}", ("terms",), ("use two stages",)))
+    if settings.critic.trunk == "shared" and settings.critic.model:
+        hint = "drop `model`, or drop `trunk: shared` to give the critic a model of its own"
+        problems.append(Problem("a critic on the policy's trunk cannot start from another model", ("critic", "model"), (hint,)))
+    read = frozenset(n for _, a in written_terms(settings) for n in a.part.names_read(a.settings) | a.part.names_credited(a.settings))
+    coupled = read & {"ref_logp", "old_logp", "old_value"}
+    if settings.dropout and coupled:
+        hint = "drop `dropout`: these log-probs would differ from the policy's own by chance"
+        problems.append(Problem(f"dropout is {settings.dropout:g}, but {', '.join(sorted(coupled))} is compared", ("dropout",), (hint,)))
+    for path, source in _sources(settings):
+        sampled = getattr(source.settings, "top_p", 1.0) < 1.0 or getattr(source.settings, "top_k", 0) > 0
+        if source.part.online and sampled and "old_logp" in read:
+            hint = "set top_p: 1 and top_k: 0, or a ratio rule that reads no old log-probs"
+            problems.append(Problem("a ratio of log-probs is biased when sampling leaves tokens out (top_p, top_k)", path, (hint,)))
+        if source.part.online and getattr(source.settings, "temperature", 1.0) == 0:
+            problems.append(Problem("temperature 0 samples one answer only", (*path, "temperature"), ("use a temperature above 0",)))
+    return problems
+
+
+def _check_optimiser(settings: TrainSettings) -> list[Problem]:
+    from transformers.trainer_utils import SchedulerType
+
+    from unified.optim import optimiser_class
+
+    problems = []
+    schedules = [s.value for s in SchedulerType]
+    if settings.lr_scheduler_type not in schedules:
+        problems.append(unknown_name("schedule", settings.lr_scheduler_type, schedules, at=("lr_scheduler_type",)))
+    try:
+        optimiser_class(settings.optim)
+    except UserError as error:
+        first, *hints = str(error).splitlines()
+        problems.append(Problem(first, ("optim",), tuple(h.strip() for h in hints)))
+    if settings.metric_for_best_model and settings.evaluation is None:
+        problems.append(Problem("`metric_for_best_model` needs `evaluation`", ("metric_for_best_model",), ("say what is measured",)))
+    if isinstance(settings.learning_rate, dict):
+        for role in settings.learning_rate:
+            if role not in ("policy", "critic", "scorer"):
+                problems.append(unknown_name("role", role, ("policy", "critic", "scorer"), at=("learning_rate", role)))
+    return problems
+
+
+def _check_data(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> list[Problem]:
+    """Open every dataset, and render it where the tokenizer is known: every row must fit before anything runs."""
+    from unified.render import Renderer, render_rows
+
+    if settings.data is None:
+        return [Problem("a training stage needs `data`", (), ("write `data: NAME` or the path of a file",))]
+    problems = []
+    opened: list[tuple[Path_, Any, str]] = [(("data",), settings.data, "train")]
+    opened += [(("terms", i, "data"), t.data, "train") for i, t in enumerate(settings.terms) if t.data is not None]
+    if settings.evaluation is not None:
+        own = settings.evaluation.data
+        opened.append((("evaluation", "data") if own else ("data",), own or settings.data, "held_out"))
+    online = dict(_sources(settings))
+    for path, data, split in opened:
+        source = online.get((*path[:-1], "source"), online.get(("source",)))
+        sampled = source is not None and source.part.online
+        needed = 0 if sampled else max(a.part.answers for _, a in written_terms(settings))
+        reserve = int(getattr(source.settings, "max_tokens", 0)) if sampled and source is not None else 0
+        try:
+            rows = call_named(data.part.open, settings=data.settings, split=split, seed=seed, folder=home)
+            if tokenizer is not None and settings.max_length is not None:
+                renderer = Renderer(tokenizer, settings.max_length)
+                render_rows(renderer, rows, needs_answers=needed, too_long=settings.too_long, reserve=reserve)
+            elif len(rows) == 0:
+                problems.append(Problem(f"dataset '{data.name}' has no rows ({split})", path))
+            elif any(len(r.answers) < needed for r in rows):
+                bad = next(i for i, r in enumerate(rows) if len(r.answers) < needed)
+                problems.append(Problem(f"row {bad} has {len(rows[bad].answers)} answers, but {needed} are needed", path))
+        except UserError as error:
+            first, *hints = str(error).splitlines()
+            problems.append(Problem(first, path, tuple(h.strip() for h in hints)))
+    return problems
+
+
+def _rewards(settings: TrainSettings) -> list[tuple[Path_, Any]]:
+    """(path, choice or None) of the stage's reward, those of terms with rows of their own, and the evaluation's."""
+    out: list[tuple[Path_, Any]] = [(("reward",), settings.reward)]
+    out += [(("terms", i, "reward"), t.reward) for i, t in enumerate(settings.terms) if t.data is not None]
+    if settings.evaluation is not None:
+        out.append((("evaluation", "reward"), settings.evaluation.reward))
+    return out
+
+
+def _stream_algorithms(settings: TrainSettings) -> list[Algorithm]:
+    """The algorithm that says which reward a stream needs, in the order of `_rewards`."""
+    first = written_terms(settings)[0][1].part
+    return [first, *(t.algorithm.part for t in settings.terms if t.data is not None)]  # type: ignore[attr-defined]
+
+
+def _sources(settings: TrainSettings) -> list[tuple[Path_, Any]]:
+    """(path, choice) of the stage's source and those of terms with rows of their own, defaults filled in."""
+
+    def chosen(written: Any, algorithm: Algorithm) -> Any:
+        return written if written is not None else choose("source", algorithm.source)[0]
+
+    terms: list[tuple[int, TermSettings]] = [(i, t) for i, t in enumerate(settings.terms) if t.data is not None]
+    pairs = [(("source",), chosen(settings.source, written_terms(settings)[0][1].part))]
+    pairs += [(("terms", i, "source"), chosen(t.source, t.algorithm.part)) for i, t in terms]  # type: ignore[misc,attr-defined]
+    return [(path, source) for path, source in pairs if source is not None]  # type: ignore[misc]
