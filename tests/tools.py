@@ -50,7 +50,7 @@ def tiny_config(kind: str = "llama") -> Any:
 def tiny_policy(kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 0.15) -> Artifact:
     """A policy with random weights large enough that its distributions are far from uniform."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind), attn_implementation="sdpa").to(dtype)
+    model = AutoModelForCausalLM.from_config(tiny_config(kind), attn_implementation="eager").to(dtype)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(0, scale)
@@ -62,7 +62,7 @@ def tiny_scalar(kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torc
     torch.manual_seed(seed)
     config = tiny_config(kind)
     config.num_labels = 1
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa").to(dtype)
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").to(dtype)
     for parameter in [*model.base_model.parameters(), scalar_head(model).weight]:
         if parameter.dim() > 1:
             parameter.data.normal_(0, 0.15)

@@ -55,27 +55,30 @@ def attention(
 
     segments: lengths of the packed rows; None for padded rows with a mask. sliding_window: tokens a query may look back,
     itself included; in padded rows the mask holds it. softcap: bound of the scores (Gemma 2).
+    Raises NotImplementedError for terms of the scores that are not computed here (attention sinks, learned biases).
     """
+    unknown = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"{type(module).__name__} needs {unknown[0]}, which this attention does not compute")
     if segments is None:
         if softcap is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
         causal = attention_mask is None and query.shape[2] > 1
         mask = _causal(query.shape[2], key.shape[2], None, query.device) if causal else attention_mask
-        return _capped(query, key, value, mask, scaling, softcap).transpose(1, 2).contiguous(), None
+        return _capped(query, key, value, mask, scaling, softcap, dropout).transpose(1, 2).contiguous(), None
     outputs, start = [], 0
     for length, run in groupby(segments):
         count = len(list(run))
         q, k, v = (_rows(x[:, :, start : start + count * length], count, length) for x in (query, key, value))
-        outputs.append(_segment(q, k, v, scaling, dropout, sliding_window, softcap).transpose(1, 2).reshape(1, count * length, q.shape[1], -1))
+        out = _segment(q, k, v, scaling, dropout, sliding_window, softcap)
+        outputs.append(out.transpose(1, 2).reshape(1, count * length, q.shape[1], -1))
         start += count * length
     return torch.cat(outputs, 1), None
 
 
 def _rows(x: Tensor, count: int, length: int) -> Tensor:
     """[1, heads, count * length, width] -> [count, heads, length, width]."""
-    return x.view(x.shape[1], count, length, x.shape[3]).transpose(0, 1) if x.is_contiguous() else (
-        x.reshape(x.shape[1], count, length, x.shape[3]).transpose(0, 1)
-    )
+    return x.reshape(x.shape[1], count, length, x.shape[3]).transpose(0, 1)
 
 
 def _segment(
@@ -84,7 +87,7 @@ def _segment(
     length = q.shape[2]
     windowed = window is not None and window < length
     if softcap is not None:
-        return _capped(q, k, v, _causal(length, length, window, q.device), scaling, softcap)
+        return _capped(q, k, v, _causal(length, length, window, q.device), scaling, softcap, dropout)
     mask = _causal(length, length, window, q.device) if windowed else None
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=not windowed, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
@@ -98,7 +101,9 @@ def _causal(queries: int, keys: int, window: int | None, device: torch.device) -
     return seen if window is None else seen & (back < window)
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float) -> Tensor:
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None, softcap: float, dropout: float
+) -> Tensor:
     """Attention with softcap * tanh(score / softcap); [batch, heads, time, width]."""
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
@@ -109,7 +114,7 @@ def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
             scores = scores.masked_fill(~mask[..., : k.shape[2]], torch.finfo(scores.dtype).min)
         else:
             scores = scores + mask[..., : k.shape[2]]
-    return torch.softmax(scores, -1).to(q.dtype) @ v
+    return F.dropout(torch.softmax(scores, -1).to(q.dtype), dropout) @ v
 
 
 AttentionInterface.register(NAME, attention)

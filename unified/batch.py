@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 #: fields with one number per answer; every other field is [batch, time] (reward may be either)
-ROW_FIELDS = frozenset({"group", "trajectory", "probe", "missing"})
+ROW_FIELDS = frozenset({"group", "trajectory", "probe"})
 EITHER = frozenset({"reward", "advantage", "returns"})
 
 
@@ -50,7 +50,7 @@ class Batch:
     """Answers of whole prompt groups, or of a micro-batch of them, as tensors.
 
     Always there: `loss_mask` [batch, time] bool (this token carries a gradient), `group` [batch] int (equal values mark
-    answers of one prompt; numbered 0.. within the batch), `reward` [batch] or [batch, time] (0 where none was given),
+    answers of one prompt; numbered 0.. within the batch in order of appearance), `reward` [batch] or [batch, time] (0 where none was given),
     `probe` [batch] bool, `trajectory` [batch] int. `columns` holds [batch] numbers of the data.
     As declared in `reads`, each [batch, time]: `logp`, `entropy`, `value`, `score` (now), `old_logp`, `sampling_logp`,
     `ref_logp`, `old_value`, and what credit gave: `advantage`, `returns`. Log-probs in nats, 0 outside `loss_mask`.
@@ -98,8 +98,8 @@ class Batch:
             if not fits:
                 what = "[batch]" if len(wanted) == 1 else "[batch, time]"
                 raise ValueError(f"{name} is {list(value.shape)} but loss_mask is {list(mask.shape)}; it must be {what}")
-        _, numbered = torch.unique(self._fields["group"], return_inverse=True)
-        self._fields["group"] = numbered
+        self._fields["group"] = _numbered(self._fields["group"])
+        self._fields["probe"] = self._fields["probe"].bool()
 
     def __getattr__(self, name: str) -> Tensor:
         fields = self.__dict__.get("_fields", {})
@@ -177,9 +177,20 @@ class Batch:
         cut = {k: v[index][:, :time] if v.dim() == 2 else v[index] for k, v in self._fields.items()}
         return Batch(cut, {k: v[index] for k, v in self.columns.items()}, reach or self._reach)
 
-    def plus(self, reach: Reach | None = None, **fields: Tensor) -> Batch:
+    def plus(self, reach: Reach | None = None, /, **fields: Tensor) -> Batch:
         """The same batch with more fields (or other values of some)."""
         return Batch({**self._fields, **fields}, self.columns, reach or self._reach)
+
+
+def _numbered(key: Tensor) -> Tensor:
+    """[batch] int: 0 for the first key that appears, 1 for the next other one, and so on.
+
+    Where every row is a group of its own, row and group numbers are then the same.
+    """
+    keys, place = torch.unique(key, return_inverse=True)
+    rows = torch.arange(key.numel(), device=key.device)
+    first = torch.full((keys.numel(),), key.numel(), device=key.device).scatter_reduce(0, place, rows, "amin")
+    return first.argsort().argsort()[place]
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,12 @@ class Term:
     def __post_init__(self) -> None:
         if self.algorithm.initial_state and not self.state:
             self.state = dict(self.call("initial_state"))
+        allowed = CONSTANT_IN_GROUP - ({"group-token"} if self.algorithm.scope == "step" else set())
         for head, how in self.aggregations.items():
-            if self.algorithm.scope != "answer" and how not in CONSTANT_IN_GROUP:
+            if self.algorithm.scope != "answer" and how not in allowed:
                 raise UserError(
                     f"algorithm '{self.algorithm.name}' couples answers, so aggregation '{how}' of {head} would change its gradient",
-                    f"choose one of: {', '.join(sorted(CONSTANT_IN_GROUP))}; lengths belong in the margin",
+                    f"choose one of: {', '.join(sorted(allowed))}; lengths belong in the margin",
                 )
 
     @property
@@ -110,17 +111,17 @@ def coefficients(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | No
     From the algorithm's closed form, or where it has none from autograd of its loss on detached heads.
     Raises PluginError for a wrong shape (both sides shown), an undeclared head, NaN or infinity.
     """
-    batch = batch.plus(reach=Nowhere())
+    batch = batch.plus(Nowhere())
     algorithm = term.algorithm
     if algorithm.coefficient:
         given = term.call("coefficient", batch=batch, statistics=statistics or {})
-        given = given if isinstance(given, Mapping) else {"logp": given}
+        given = _by_head(term, "coefficient", given, "logp")
     else:
         given = gradient_of_loss(term, batch, statistics)
     out: dict[str, Tensor] = {}
     for head, value in given.items():
-        if head not in term.aggregations:
-            raise PluginError(f"algorithm '{algorithm.name}' pushes '{head}' but declares {sorted(term.aggregations)} in `aggregation`")
+        if not value.is_floating_point():  # true and false, or whole numbers, would round w to 0
+            value = value.to(torch.get_default_dtype())
         try:
             full = batch.expand(value, f"the coefficient of {head} by algorithm '{algorithm.name}'")
         except ValueError as error:
@@ -135,15 +136,44 @@ def coefficients(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | No
     return out
 
 
+def _by_head(term: Term, what: str, given: Any, bare: str) -> dict[str, Tensor]:
+    """What an algorithm gave, by head. PluginError for what is no tensor, or of a head that it does not declare."""
+    by_head = dict(given) if isinstance(given, Mapping) else {bare: given}
+    name, declared = term.algorithm.name, sorted(term.aggregations)
+    for head, value in by_head.items():
+        if head not in declared:
+            raise PluginError(f"algorithm '{name}' pushes '{head}' but declares {declared} in `aggregation`")
+        if not isinstance(value, Tensor):
+            raise PluginError(f"{what} of algorithm '{name}' gave {type(value).__name__} for {head}; it must be a tensor")
+    return by_head
+
+
+def _losses(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The unreduced loss by head. PluginError for a shape that is not one answer, prompt or token to a number."""
+    given = term.call("loss", batch=batch, statistics=statistics or {})
+    by_head = _by_head(term, "loss", given, next(iter(term.aggregations)))
+    for value in by_head.values():
+        if value.shape not in (batch.loss_mask.shape, (batch.size,), (batch.groups,)):
+            raise PluginError(
+                f"the loss of '{term.algorithm.name}' is {list(value.shape)}; it must be unreduced: "
+                f"[batch, time], [batch] or [groups] = {[*batch.loss_mask.shape]}, [{batch.size}] or [{batch.groups}]"
+            )
+    return by_head
+
+
 def gradient_of_loss(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """−∂loss/∂head per pushed head, [batch, time], by autograd on detached heads; needs no second forward."""
+    """−∂loss/∂head per pushed head, [batch, time], by autograd on detached heads; needs no second forward.
+
+    0 where the loss of this batch does not depend on the heads, for example because no two answers make a pair.
+    """
     if term.algorithm.loss is None:
         raise PluginError(f"algorithm '{term.algorithm.name}' has neither a coefficient nor a loss")
     with torch.enable_grad():
         leaves = {h: getattr(batch, h).detach().requires_grad_() for h in term.aggregations}
-        given = term.call("loss", batch=batch.plus(reach=Nowhere(), **leaves), statistics=statistics or {})
-        parts = given.values() if isinstance(given, Mapping) else [given]
+        parts = _losses(term, batch.plus(Nowhere(), **leaves), statistics).values()
         total = torch.stack([p.sum() for p in parts]).sum()
+        if not total.requires_grad:
+            return {h: torch.zeros_like(leaf) for h, leaf in leaves.items()}
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {h: torch.zeros_like(leaf) if g is None else -g for (h, leaf), g in zip(leaves.items(), grads, strict=True)}
 
@@ -156,23 +186,18 @@ def named_loss(term: Term, batch: Batch, w: Mapping[str, Tensor], statistics: Ma
     if term.algorithm.loss is None:
         return float("nan")
     with torch.no_grad():
-        given = term.call("loss", batch=batch.plus(reach=Nowhere()), statistics=statistics or {})
-    given = given if isinstance(given, Mapping) else {next(iter(term.aggregations)): given}
+        given = _losses(term, batch.plus(Nowhere()), statistics)
     total = 0.0
     for head, value in given.items():
         row = w[head]
         if value.dim() == 2:
-            total += float((value * row[:, None] * batch.loss_mask).sum())
-        elif value.shape[0] == batch.size and value.shape[0] != batch.groups:
+            total += float((batch.expand(value) * row[:, None]).sum())
+        elif value.shape[0] == batch.size:  # where every answer is a prompt of its own, row and group numbers agree
             total += float((value * row).sum())
-        elif value.shape[0] == batch.groups:
-            of_group = torch.zeros(batch.groups, dtype=row.dtype, device=row.device)
-            total += float((value * of_group.scatter_reduce(0, batch.group, row, "amax")).sum())
         else:
-            raise PluginError(
-                f"the loss of '{term.algorithm.name}' is {list(value.shape)}; "
-                f"it must be [batch, time], [batch] or [groups] = {[*batch.loss_mask.shape]}, [{batch.size}] or [{batch.groups}]"
-            )
+            of_group = torch.zeros(batch.groups, dtype=row.dtype, device=row.device)
+            of_group = of_group.scatter_reduce(0, batch.group, row.abs(), "amax")
+            total += float((value * of_group).sum()) * (-1.0 if term.weight < 0 else 1.0)
     return total
 
 

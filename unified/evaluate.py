@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from unified.data import Sampling
+from unified.data import Answer, Sampling
 from unified.run import Run, forward, heads_without_gradient, tabulate
 from unified.step import count, credit, look_ahead, score, weigh
 from unified.stream import Sampler, Stream, seed_of
@@ -82,5 +82,5 @@ def measure_answers(run: Run, stream: Stream) -> None:
         run.add("kl", float(gap.sum()), len(table.rows))
 
 
-def _refuse(*_: object) -> None:
+def _refuse(*_: object) -> list[list[Answer]]:
     raise RuntimeError("held-out rows are measured as they stand")

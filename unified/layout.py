@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -64,8 +64,9 @@ class Layout:
 
     def to(self, device: torch.device | str) -> Layout:
         """The same on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {k: v.to(device) for k, v in held.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def scatter(self, x: Tensor) -> Tensor:
         """[n] of the answer tokens -> [batch, time], 0 elsewhere; differentiable."""
@@ -102,7 +103,8 @@ def _packed(rows: Sequence[Row]) -> Layout:
         at += rows[i].tokens
     ids = torch.tensor([t for i in order for t in rows[i].prompt + rows[i].answer])[None]
     positions = torch.cat([torch.arange(rows[i].tokens) for i in order])[None]
-    return Layout(ids, positions, None, tuple(rows[i].tokens for i in order), *_index(rows, starts))
+    segments = tuple(rows[i].tokens for i in order if rows[i].tokens)
+    return Layout(ids, positions, None, segments, *_index(rows, starts))
 
 
 def _index(rows: Sequence[Row], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[int, int]]:
@@ -114,7 +116,7 @@ def _index(rows: Sequence[Row], starts: Sequence[int]) -> tuple[Tensor, Tensor, 
     target = torch.tensor([t for r in rows for t in r.answer], dtype=torch.long)[carries]
     row, time = row[carries], time[carries]
     own = first[row] + time
-    return row, time, target, own - 1, own, (len(rows), int(lengths.max()))
+    return row, time, target, own - 1, own, (len(rows), max(1, int(lengths.max())))
 
 
 def cut(costs: Sequence[int], units: Sequence[Sequence[int]], budget: int, kind: Kind) -> list[list[list[int]]]:

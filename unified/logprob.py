@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 #: numbers in one chunk of logits; 16 MiB in float32
 CHUNK_NUMBERS = 4_194_304
@@ -37,10 +38,14 @@ def token_logprobs(
     Returns:
         logp [tokens] in nats, and entropy [tokens] in nats or None; float32, or float64 for float64 input.
     Raises:
-        ValueError: the shapes do not fit; the message shows both.
+        ValueError: the shapes do not fit (the message shows them), or the temperature is not positive.
     """
     if hidden.shape[0] != target.shape[0] or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden is {list(hidden.shape)}, target {list(target.shape)}, weight {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias is {list(bias.shape)} but weight is {list(weight.shape)}; bias must be [vocab]")
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
     rows = max(1, chunk_numbers // weight.shape[0])
     logp, ent = _LinearLogProb.apply(hidden, weight, bias, target, temperature, entropy, dtype or hidden.dtype, rows)
     return logp, ent if entropy else None
@@ -87,6 +92,7 @@ class _LinearLogProb(torch.autograd.Function):
         return logp, ent
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         hidden, weight, bias, target, lse, ent = ctx.saved_tensors
         temperature, entropy, dtype, rows = ctx.settings

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -66,7 +67,7 @@ class Artifact:
             set_dropout(model, dropout)
             model.config._attn_implementation = ATTENTION
             return model
-        return _from_path(str(self.path), kind, self.kind, dropout)
+        return _from_path(str(self.path), kind, dropout)
 
     def __str__(self) -> str:
         return str(self.path) if self.path is not None else f"the {self.kind} in memory"
@@ -102,12 +103,12 @@ def new_policy(config: dict[str, Any], tokenizer: Any, seed: int) -> Artifact:
     special = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
     try:
         made = AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **config})
-    except (ValueError, TypeError) as error:
+        _no_dropout(made, None)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(made, attn_implementation=ATTENTION)
+    except (ValueError, TypeError, StrictDataclassFieldValidationError) as error:
         raise UserError(f"no model can be built from {config}: {_first_line(error)}") from error
-    _no_dropout(made, None)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(made, attn_implementation=ATTENTION)
     return Artifact("policy", module=model.float(), own_tokenizer=tokenizer)
 
 
@@ -118,9 +119,12 @@ def artifact_at(path: Path | str) -> Artifact:
         if not (folder / "config.json").is_file():
             raise UserError(f"no model at {path}", "a model folder holds config.json, weights and a tokenizer")
         names = json.loads((folder / "config.json").read_text()).get("architectures") or []
-        kind: Kind = "scalar" if any("SequenceClassification" in n for n in names) else "policy"
-        return Artifact(kind, folder)
+        return Artifact(_kind_of(names), folder)
     return Artifact("policy", str(path))
+
+
+def _kind_of(architectures: list[str]) -> Kind:
+    return "scalar" if any("SequenceClassification" in name for name in architectures) else "policy"
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, value_head: nn.Module | None = None) -> None:
@@ -138,7 +142,7 @@ def load_value_head(artifact: Artifact, width: int) -> nn.Linear:
     head = nn.Linear(width, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    saved = Path(artifact.path) / VALUE_HEAD if isinstance(artifact.path, Path) else None
+    saved = Path(artifact.path) / VALUE_HEAD if artifact.path is not None else None
     if artifact.value_head is not None:
         head.load_state_dict(artifact.value_head.state_dict())
     elif saved is not None and saved.is_file():
@@ -175,21 +179,28 @@ def scalar_head(model: Any) -> nn.Linear:
     raise UserError(f"{type(model).__name__} has no linear read-out of one label", "use a sequence classification model with num_labels=1")
 
 
-def _from_path(path: str, kind: Kind, stored: Kind, dropout: float | None) -> Any:
+def _from_path(path: str, kind: Kind, dropout: float | None) -> Any:
+    """Weights of a folder or hub id. UserError where some are missing: transformers would draw them at random."""
     try:
         config = AutoConfig.from_pretrained(path)
+        stored = _kind_of(config.architectures or [])  # of a hub id it is known only here
         _no_dropout(config, dropout)
         options: dict[str, Any] = {"config": config, "dtype": torch.float32, "attn_implementation": ATTENTION}
+        cls: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
+        if kind == "scalar":
+            config.num_labels = 1
         with _quiet():
-            if kind == "policy":
-                model = AutoModelForCausalLM.from_pretrained(path, **options)
-            else:
-                config.num_labels = 1
-                model = AutoModelForSequenceClassification.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
+            model, loaded = cls.from_pretrained(path, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"no model can be loaded from {path}: {_first_line(error)}") from error
+    missing = set(loaded["missing_keys"])
     if kind == "scalar" and stored == "policy":
-        nn.init.zeros_(scalar_head(model).weight)
+        head = scalar_head(model)
+        missing -= {name for name, module in model.named_parameters() if module is head.weight or module is head.bias}
+        nn.init.zeros_(head.weight)
+    if missing or (kind == "policy" and stored == "scalar"):
+        what = f"it lacks {len(missing)} weights, {min(missing)} among them" if missing else "it is a scalar model"
+        raise UserError(f"{path} holds no whole {kind}: {what}", "name a folder that a stage or `save_pretrained` has written")
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()  # loaded weights are memory-mapped and unaligned, which changes bits
     return model
@@ -201,9 +212,10 @@ def _scalar_from(policy: Any) -> Any:
     config.num_labels = 1
     with torch.random.fork_rng():
         model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
+    model = model.to(next(policy.parameters()).dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     nn.init.zeros_(scalar_head(model).weight)
-    return model.to(next(policy.parameters()).dtype)
+    return model
 
 
 def _no_dropout(config: Any, p: float | None) -> None:

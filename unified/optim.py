@@ -35,7 +35,8 @@ def optimiser(roles: dict[str, nn.Module], settings: TrainSettings) -> torch.opt
     seen: set[int] = set()
     for role, module in roles.items():
         rate = role_rate(settings, role)
-        plain, decayed = [], []
+        plain: list[nn.Parameter] = []
+        decayed: list[nn.Parameter] = []
         for parameter in module.parameters():
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
@@ -47,7 +48,7 @@ def optimiser(roles: dict[str, nn.Module], settings: TrainSettings) -> torch.opt
     options: dict[str, Any] = {"lr": role_rate(settings, "policy")}
     if issubclass(cls, (torch.optim.Adam, torch.optim.AdamW)):
         options |= {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
-    return cls(groups, **options)  # type: ignore[arg-type]
+    return cls(groups, **options)
 
 
 def role_rate(settings: TrainSettings, role: str) -> float:
@@ -59,9 +60,13 @@ def role_rate(settings: TrainSettings, role: str) -> float:
 
 
 def schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> Any:
-    """transformers' learning-rate schedule of that name over `steps` optimiser steps."""
+    """transformers' learning-rate schedule of that name over `steps` optimiser steps.
+
+    With warm-up, "constant" is its "constant_with_warmup": the plain one would leave the warm-up out without a word.
+    """
     known = [s.value for s in SchedulerType]
     if settings.lr_scheduler_type not in known:
         raise UserError(unknown_name("schedule", settings.lr_scheduler_type, known).text())
     warmup = settings.warmup_steps or int(settings.warmup_ratio * steps)
-    return get_scheduler(settings.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    name = "constant_with_warmup" if settings.lr_scheduler_type == "constant" and warmup else settings.lr_scheduler_type
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

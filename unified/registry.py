@@ -15,7 +15,7 @@ import pluggy
 from unified import hookspecs
 from unified.errors import PluginError, UserError, did_you_mean, unknown_name
 from unified.hookspecs import API_VERSION
-from unified.parts import KINDS, Part
+from unified.parts import KINDS, Part, Rule
 
 GROUP = "unified"
 #: hook that offers parts -> the class its answers must have
@@ -96,8 +96,11 @@ class Catalogue:
             if isinstance(error, KeyboardInterrupt):
                 raise
             self.failures[distribution] = f"{type(error).__name__}: {error}"
-            print(f"warning: plugin '{entry.name}' of {distribution} could not be imported and is left out: "
-                  f"{type(error).__name__}: {error}", file=sys.stderr)
+            print(
+                f"warning: plugin '{entry.name}' of {distribution} could not be imported and is left out: "
+                f"{type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
             return
         if not self.manager.is_registered(plugin):
             self._register(entry.value if entry.name == "builtin" else entry.name, plugin)
@@ -134,6 +137,9 @@ class Catalogue:
                     offered = impl.function()
                 except Exception as error:
                     raise PluginError(f"plugin '{impl.plugin_name}' raised in {hook}: {error!r}") from error
+                if os.environ.get("UNIFIED_TRACE"):
+                    names = ", ".join(str(getattr(part, "name", part)) for part in offered or []) or "nothing"
+                    print(f"hook {hook}: plugin {impl.plugin_name} answers {names}", file=sys.stderr)
                 for part in offered or []:
                     self._add(part, kind, impl.plugin_name, hook)
 
@@ -151,6 +157,11 @@ class Catalogue:
                     f"plugin '{plugin}': {field} of {kind} '{part.name}' asks for '{wrong[0]}'",
                     f"it may ask for: {', '.join(allowed or ())}",
                 )
+        if isinstance(part, Rule) and (not part.of or part.of in KINDS):
+            raise UserError(
+                f"plugin '{plugin}': rule '{part.name}' must say what it is a rule of, not of='{part.of}'",
+                "for example: advantage, ratio, kl, margin, link, filter",
+            )
         key = (getattr(part, "of", kind), part.name)
         if key in self._parts:
             raise UserError(
@@ -160,13 +171,18 @@ class Catalogue:
         self._parts[key] = (part, plugin)
 
     def _trace(self) -> None:
-        def before(name: str, impls: list[Any], kwargs: Mapping[str, Any]) -> None:
-            print(f"hook {name}({', '.join(kwargs)}) asks {[i.plugin_name for i in impls]}", file=sys.stderr)
+        def before(name: str, impls: Any, kwargs: Mapping[str, Any]) -> None:
+            print(f"hook {name}({', '.join(kwargs)}) asks {_labels(impls)}", file=sys.stderr)
 
-        def after(outcome: Any, name: str, impls: list[Any], kwargs: Mapping[str, Any]) -> None:
-            print(f"hook {name} -> {outcome.get_result()}", file=sys.stderr)
+        def after(outcome: Any, name: str, impls: Any, kwargs: Mapping[str, Any]) -> None:
+            how = f"raised {outcome.exception!r}" if outcome.exception else f"was heard by {_labels(impls)}"
+            print(f"hook {name} {how}", file=sys.stderr)
 
         self.manager.add_hookcall_monitoring(before, after)
+
+
+def _labels(impls: Any) -> str:
+    return ", ".join(impl.plugin_name for impl in impls) or "nobody"
 
 
 def call_named(function: Callable[..., Any], **available: Any) -> Any:

@@ -145,7 +145,7 @@ def tabulate(run: Run, stream: Stream, groups: list[PromptGroup]) -> Table:
         n = len(row.answer)
         mask[i, :n] = torch.tensor(row.mask, dtype=torch.bool)
         if answer.sampling_logp is not None:
-            sampling[i, :n] = torch.tensor(answer.sampling_logp)
+            sampling[i, :n] = torch.tensor(answer.sampling_logp, dtype=run.dtype)
         trajectories.setdefault(answer.trajectory if answer.trajectory is not None else i, len(trajectories))
         _write_reward(reward, i, row, answer.reward)
     fields = {
@@ -160,7 +160,9 @@ def tabulate(run: Run, stream: Stream, groups: list[PromptGroup]) -> Table:
     if answers and all(a.sampling_logp is not None for a in answers):
         fields["sampling_logp"] = sampling * mask
     names = set.intersection(*(set(a.columns) for a in answers)) if answers else set()
-    columns = {name: torch.tensor([float(a.columns[name]) for a in answers], device=run.device) for name in names}
+    columns = {
+        n: torch.tensor([float(a.columns[n]) for a in answers], dtype=run.dtype, device=run.device) for n in sorted(names)
+    }
     batch = Batch({k: v.to(run.device) for k, v in fields.items()}, columns, run.processes)
     return Table(stream, groups, rows, batch)
 
@@ -172,7 +174,7 @@ def _write_reward(reward: Tensor, i: int, row: Row, value: float | list[float] |
     if reward.dim() == 1:
         reward[i] = float(value)  # type: ignore[arg-type]
     elif isinstance(value, list):
-        reward[i, : len(value)] = torch.tensor(value)
+        reward[i, : len(value)] = torch.tensor(value, dtype=reward.dtype)
     elif any(row.mask):
         reward[i, max(t for t, m in enumerate(row.mask) if m)] = value
 
@@ -228,13 +230,5 @@ def score_answers(run: Run, role: str, groups: list[PromptGroup]) -> list[list[f
     table = tabulate(run, probe, groups)
     scores = heads_without_gradient(run, table, list(range(len(table.rows))), {role: frozenset({"score"})})[role]
     at_end = (scores["score"] * table.batch.last).sum(1).tolist() if "score" in scores else []
-    flat = iter(at_end)
-    return [[next(flat) if any(_mask(a)) else _skip(flat) for a in g.answers] for g in groups]
-
-
-def _mask(answer: Any) -> list[bool]:
-    return answer.loss_mask if answer.loss_mask is not None else [True] * len(answer.ids)
-
-
-def _skip(values: Any) -> None:
-    next(values)
+    read = iter(value if any(row.mask) else None for value, row in zip(at_end, table.rows, strict=True))
+    return [[next(read) for _ in g.answers] for g in groups]

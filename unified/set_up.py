@@ -36,7 +36,9 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     models, value_head = load_models(stage, settings, terms, artifact)
     limit = settings.max_length or min(context_length(m) for r, m in models.items() if not r.startswith("judge"))
     counted: dict[str, int] = {}
-    streams = make_streams(stage, settings, Renderer(tokenizer, limit), counted)
+    ends = models["policy"].generation_config.eos_token_id if "policy" in models else None
+    renderer = Renderer(tokenizer, limit, [ends] if isinstance(ends, int) else ends or [])
+    streams = make_streams(stage, settings, renderer, counted)
     trained = trained_heads([t for t, _ in terms], settings)
     for role, model in models.items():
         model.requires_grad_(role in trained)
@@ -58,7 +60,7 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     )  # fmt: skip
     for i, stream in enumerate(streams):
         stream.score = _scorer(run, f"judge-{i}")
-    run.held_out = held_out_streams(stage, settings, Renderer(tokenizer, limit), run)
+    run.held_out = held_out_streams(stage, settings, renderer, run)
     return run
 
 
@@ -106,7 +108,10 @@ def load_models(
     if needs_value and settings.critic.trunk == "shared":
         if settings.critic.model:
             raise UserError("a critic that shares the policy's trunk cannot start from another model", "drop `model`, or `trunk: shared`")
-        value_head = load_value_head(artifact, models["policy"].get_input_embeddings().weight.shape[1])
+        embeddings = models["policy"].get_input_embeddings().weight
+        value_head = load_value_head(artifact, embeddings.shape[1])
+        if embeddings.dtype == torch.float64:
+            value_head = value_head.double()
     for i, reward in enumerate([*_rewards(settings), _evaluation_reward(settings)]):
         reference = call_named(reward.part.model, settings=reward.settings) if reward and reward.part.model else None
         if reference:

@@ -7,14 +7,16 @@ every mistake with its path, so that a recipe can show all of them at once with 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
 from pydantic_core import PydanticUndefined
 
-from unified.errors import Problem, unknown_name
+from unified.errors import Problem, did_you_mean, unknown_name
 
 if TYPE_CHECKING:
     from unified.parts import Part
@@ -95,12 +97,10 @@ def choose(kind: str, value: Any) -> tuple[Chosen | None, list[Problem]]:
     return (None if settings is None else Chosen(part, settings)), problems
 
 
-def parse(
-    cls: type[Settings], data: Mapping[str, Any], *, owner: str, provider: str = ""
-) -> tuple[Any, list[Problem]]:
+def parse(cls: type[Settings], data: Mapping[str, Any], *, owner: str, provider: str = "") -> tuple[Any, list[Problem]]:
     """Build `cls` from what a person wrote.
 
-    Returns the settings (None when something is wrong) and every problem found, each with its path of keys under `data`.
+    Returns the settings (None when something is wrong) and every problem, each with its path of keys under `data`.
     `owner` names the thing that has the settings ("algorithm 'x'"), `provider` the plugin that brought it.
     """
     problems: list[Problem] = []
@@ -108,52 +108,128 @@ def parse(
     data = cls.prepare(dict(data))
     for key, value in data.items():
         if key not in cls.model_fields:
-            source = f"({provider})" if provider else ""
-            found = unknown_name(f"setting '{key}' in {owner}", key, cls.model_fields, at=(key,))
-            hints = tuple(f"{h}  {source}".rstrip() if h.startswith("known") else h for h in found.hints)
-            problems.append(Problem(f"no setting '{key}' in {owner}", (key,), hints))
+            problems.append(_unknown_setting(cls, key, owner, provider))
             continue
-        kind, many = _choice_kind(cls, key)
-        if kind is None or value is None:
-            values[key] = value
-        elif many and isinstance(value, list):
-            picked = [choose(kind, item) for item in value]
-            problems += [p.under(key, i) for i, (_, found_in) in enumerate(picked) for p in found_in]
-            values[key] = [item for item, _ in picked]
-        else:
-            chosen, found_here = choose(kind, value)
-            problems += [p.under(key) for p in found_here]
-            values[key] = chosen
+        values[key], found = _resolve(cls, key, value, owner)
+        problems += [p.under(key) for p in found]
     broken = {p.at[0] for p in problems if p.at}
     try:
-        return cls.model_validate(values) if not problems else _validate_rest(cls, values, broken), problems
+        # what is already known to be wrong is left out, so that one run shows every mistake
+        built = cls.model_validate({k: v for k, v in values.items() if k not in broken})
+        return (None if problems else built), problems
     except ValidationError as error:
+        by_place: dict[tuple[str | int, ...], list[Any]] = {}
         for item in error.errors():
             if not (item["loc"] and item["loc"][0] in broken):
-                problems.append(_problem(item, owner, cls))
-        return None, problems
+                by_place.setdefault(_place_in(data, item), []).append(item)
+        # of the members of a union that refused, the one that came furthest tells the most
+        deepest = [at for at in by_place if not any(at and other[: len(at)] == at != other for other in by_place)]
+        return None, [*problems, *(_problem(by_place[at], at, owner, cls) for at in deepest)]
 
 
-def _validate_rest(cls: type[Settings], values: dict[str, Any], broken: set[Any]) -> None:
-    """Validate what is not already known to be wrong, so that one run shows every mistake."""
-    cls.model_validate({k: v for k, v in values.items() if k not in broken})
+def _unknown_setting(cls: type[Settings], key: str, owner: str, provider: str) -> Problem:
+    found = unknown_name(f"setting in {owner}", key, cls.model_fields)
+    source = f"({provider})" if provider else ""
+    hints = tuple(f"{h}  {source}".rstrip() if h.startswith("known") else h for h in found.hints)
+    return Problem(f"no setting '{key}' in {owner}", (key,), hints)
 
 
-def _problem(item: Any, owner: str, cls: type[Settings]) -> Problem:
-    loc = tuple(part for part in item["loc"] if part not in ("function-before", "constrained-str"))
-    name = str(loc[0]) if loc else ""
+def _resolve(cls: type[Settings], key: str, value: Any, owner: str) -> tuple[Any, list[Problem]]:
+    """What a person wrote, as the field wants it: choices and nested settings built; problems relative to the key."""
+    kind, many = choice_kind(cls, key)
+    nested, many_nested = nested_settings(cls, key)
+    if isinstance(value, bool) and not _takes_bool(cls.model_fields[key].annotation):
+        return None, [Problem(f"'{key}' of {owner}: must not be true or false, got {str(value).lower()}")]
+    if kind is not None and value is not None:
+        if many and isinstance(value, list):
+            return _each(value, lambda _, item: choose(kind, item))
+        if not many:
+            return choose(kind, value)
+    if nested is not None and many_nested and isinstance(value, list):
+        return _each(value, lambda i, item: _nest(nested, item, f"{key}[{i}] of {owner}"))
+    if nested is not None and not many_nested:
+        return _nest(nested, value, f"'{key}' of {owner}")
+    return value, []
+
+
+def _each(items: list[Any], build: Callable[[int, Any], tuple[Any, list[Problem]]]) -> tuple[list[Any], list[Problem]]:
+    built = [build(i, item) for i, item in enumerate(items)]
+    return [value for value, _ in built], [p.under(i) for i, (_, found) in enumerate(built) for p in found]
+
+
+def _nest(nested: type[Settings], value: Any, owner: str) -> tuple[Any, list[Problem]]:
+    """A mapping becomes the nested settings; anything else is left for the field's own validation to refuse."""
+    return parse(nested, value, owner=owner) if isinstance(value, Mapping) else (value, [])
+
+
+def _place_in(data: Any, item: Any) -> tuple[str | int, ...]:
+    """The path of keys in what the person wrote; pydantic's also names the types that it tried."""
+    at: list[str | int] = []
+    last = len(item["loc"]) - 1
+    for i, part in enumerate(item["loc"]):
+        if _leads(data, part):
+            data = data[part]
+        elif not (item["type"] == "missing" and i == last) and at:
+            continue
+        at.append(part)
+    return tuple(at)
+
+
+def _leads(data: Any, part: str | int) -> bool:
+    if isinstance(data, Mapping):
+        return part in data
+    return isinstance(data, list) and isinstance(part, int) and part < len(data)
+
+
+def _problem(items: list[Any], at: tuple[str | int, ...], owner: str, cls: type[Settings]) -> Problem:
+    """What pydantic found at one place; several items are the members of a union that all refused."""
+    item = items[0]
+    name = ".".join(map(str, at))
     if item["type"] == "missing":
-        text = cls.model_fields[name].description if name in cls.model_fields else ""
-        return Problem(f"{owner} needs '{'.'.join(map(str, loc))}'", loc[:-1], ((f"what it is: {text}",) if text else ()))
+        field = cls.model_fields.get(str(at[0])) if len(at) == 1 else None
+        about = f"what it is: {field.description}" if field and field.description else ""
+        return Problem(f"{owner} needs '{name}'", at[:-1], (about,) if about else ())
     if item["type"] == "extra_forbidden":
-        return Problem(f"no setting '{'.'.join(map(str, loc))}' in {owner}", loc)
-    message = item["msg"].removeprefix("Value error, ")
-    if not loc:
-        return Problem(f"{owner}: {message}", loc)
-    return Problem(f"'{'.'.join(map(str, loc))}' of {owner}: {message[0].lower()}{message[1:]}, got {item['input']!r}", loc)
+        return Problem(f"no setting '{name}' in {owner}", at)
+    messages = dict.fromkeys(i["msg"].removeprefix("Value error, ").partition(", got ")[0] for i in items)
+    first, *more = (f"{m[0].lower()}{m[1:]}" for m in messages)
+    message = " or ".join([first, *(m.removeprefix("input should be ") for m in more)])
+    if not at:
+        return Problem(f"{owner}: {message}", at)
+    near = _near_literal(item)
+    hints = (f"did you mean '{near}'?",) if near else ()
+    return Problem(f"'{name}' of {owner}: {message}, got {item['input']!r}", at, hints)
 
 
-def _choice_kind(cls: type[Settings], key: str) -> tuple[str | None, bool]:
+def _near_literal(item: Any) -> str | None:
+    if item["type"] != "literal_error" or not isinstance(item["input"], str):
+        return None
+    return did_you_mean(item["input"], re.findall(r"'([^']+)'", item["ctx"]["expected"]))
+
+
+def _takes_bool(annotation: Any) -> bool:
+    """Whether a field may hold true or false; pydantic would read them as 1 and 0 in a field of numbers."""
+    return annotation not in (int, float) and not (
+        get_origin(annotation) in (Union, UnionType) and set(get_args(annotation)) <= {int, float, str, type(None)}
+    )
+
+
+def nested_settings(cls: type[Settings], key: str) -> tuple[type[Settings] | None, bool]:
+    """The Settings class that a field holds, and whether it is a list of them; (None, False) for other fields."""
+    return _find_settings(cls.model_fields[key].annotation, False)
+
+
+def _find_settings(annotation: Any, many: bool) -> tuple[type[Settings] | None, bool]:
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):
+        return annotation, many
+    origin = get_origin(annotation)
+    if origin not in (list, Annotated, Union, UnionType):
+        return None, False
+    found = [_find_settings(inner, many or origin is list) for inner in get_args(annotation)]
+    return next((pair for pair in found if pair[0] is not None), (None, False))
+
+
+def choice_kind(cls: type[Settings], key: str) -> tuple[str | None, bool]:
     """The kind of part that a field chooses, and whether it is a list of them."""
     field = cls.model_fields[key]
     for mark in field.metadata:
@@ -178,9 +254,11 @@ def describe_fields(cls: type[Settings]) -> list[tuple[str, str, str, str]]:
     """(name, type, default, description) of every field, for `show` and the documentation."""
     rows = []
     for name, field in cls.model_fields.items():
-        kind, many = _choice_kind(cls, name)
+        kind, many = choice_kind(cls, name)
         if kind:
-            kind_text = f"list of {kind}" if many else f"a {kind}"
+            kind_text = f"list of {kind} names" if many else f"{kind} name"
+        elif nested_settings(cls, name)[0] is not None:
+            kind_text = "list of settings" if nested_settings(cls, name)[1] else "settings"
         elif inspect.isclass(field.annotation) and get_origin(field.annotation) is None:
             kind_text = field.annotation.__name__
         else:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from unified.batch import Batch
 from unified.coefficient import named_loss, push
 from unified.data import PromptGroup
-from unified.errors import PluginError
+from unified.errors import PluginError, UserError
 from unified.layout import cut
 from unified.parts import HEADS
 from unified.run import SCORED, Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
@@ -47,6 +48,12 @@ def select(run: Run, stream: Stream, groups: list[PromptGroup]) -> list[PromptGr
     for name, number in counts.items():
         if number:
             run.add(f"dropped/{name}", number, 0.0)
+    missing, left = run.processes.most(counts["missing"]), run.processes.most(len(kept))  # every process asks
+    if missing and not left and stream.reward:
+        raise UserError(
+            f"stage '{run.stage.name}', step {run.step + 1}: no answer of this batch has a reward (reward '{stream.reward.name}')",
+            "choose a `reward` that judges these answers; `unified list reward` shows them",
+        )
     return kept
 
 
@@ -79,7 +86,9 @@ def score(run: Run, table: Table, *, several_steps: bool) -> None:
 
 
 def _places(table: Table) -> list[tuple[str, int, int]]:
-    return [(table.stream.label, g.key, k) for g in table.groups for k in range(len(g.answers))]
+    """Where the reference of each row is kept: by its tokens, because answers may leave a group or change places."""
+    tokens = [hash((tuple(r.prompt), tuple(r.answer), tuple(r.mask))) for r in table.rows]
+    return list(zip(repeat(table.stream.label), (g.key for g in table.groups for _ in g.answers), tokens, strict=False))
 
 
 def _unknown_reference(run: Run, table: Table) -> list[int]:
@@ -88,7 +97,8 @@ def _unknown_reference(run: Run, table: Table) -> list[int]:
 
 def _keep_reference(run: Run, table: Table, fresh: set[int]) -> None:
     """Keep what is new, and fill in what was known."""
-    value = table.batch.ref_logp if table.batch.has("ref_logp") else torch.zeros(table.batch.loss_mask.shape, device=run.device)
+    blank = torch.zeros(table.batch.loss_mask.shape, dtype=run.dtype, device=run.device)
+    value = table.batch.ref_logp if table.batch.has("ref_logp") else blank
     for i, place in enumerate(_places(table)):
         length = len(table.rows[i].answer)
         if i in fresh:
@@ -186,7 +196,8 @@ def _with_old(batch: Batch, terms: Sequence[Any]) -> Batch:
     """In the only step on a batch the old policy is the policy: the same numbers, without a gradient."""
     read = {name for t in terms for name in t.reads}
     same = {"old_logp": "logp", "old_value": "value"}
-    return batch.plus(**{o: getattr(batch, n).detach() for o, n in same.items() if o in read and not batch.has(o) and batch.has(n)})
+    known = {o: n for o, n in same.items() if o in read and not batch.has(o) and batch.has(n)}
+    return batch.plus(**{o: getattr(batch, n).detach() for o, n in known.items()})
 
 
 def optimise(run: Run, works: list[Work]) -> None:
@@ -276,7 +287,7 @@ def log_term(
     for head, gc in own.items():
         on = gc[batch.loss_mask & (w[head] != 0)[:, None]]
         name = f"{prefix}gc" if head == "logp" else f"{prefix}gc_{head}"
-        run.add(f"{name}/abs", float(gc.abs().sum()), on.numel())
+        run.add(f"{name}/abs", float(on.abs().sum()), on.numel())
         run.add(f"{name}/positive", float((on > 0).sum()), on.numel())
         run.add(f"{name}/negative", float((on < 0).sum()), on.numel())
 

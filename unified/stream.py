@@ -82,10 +82,13 @@ class Stream:
         if self.reward is None:
             return
         given = self._call(self.reward, "judge", groups=groups, settings=self.reward.settings, score=self.score)
-        if len(given) != len(groups) or any(len(r) != len(g.answers) for r, g in zip(given, groups, strict=False)):
-            shape = [len(r) for r in given]
+        wanted = [len(g.answers) for g in groups]
+        lists = isinstance(given, (list, tuple)) and all(isinstance(r, (list, tuple)) for r in given)
+        if not lists or [len(r) for r in given] != wanted:
+            what = [len(r) for r in given] if lists else type(given).__name__ if not isinstance(given, list) else "no lists"
             raise PluginError(
-                f"stage '{self.stage}': reward '{self.reward.name}' gave {shape} judgements for {[len(g.answers) for g in groups]} answers"
+                f"stage '{self.stage}': reward '{self.reward.name}' gave {what} judgements for {wanted} answers; "
+                "it must give a list for every group, with an entry for every answer"
             )
         for rewards, group in zip(given, groups, strict=True):
             for reward, answer in zip(rewards, group.answers, strict=True):

@@ -141,7 +141,7 @@ class Loop:
         chosen = {"best_step": run.best.step} if run.best else {}
         return {
             "steps": run.step, **chosen, **run.evaluated, "dropped_rows": run.dropped,
-            "layout": run.layout, **{f"last/{k}": v for k, v in run.last.items()},
+            "layout": run.layout, **{f"last/{k}": v for k, v in run.last.items() if not k.startswith("eval/")},
         }  # fmt: skip
 
 

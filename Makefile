@@ -1,0 +1,47 @@
+# `make quickstart` and `make test` each take a fresh clone to a finished result, with an environment of its own in .venv.
+# PIP_ARGS goes to every pip install: another build of torch, for example.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: quickstart test ci slow lint types clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/unified run recipes/quickstart.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow"
+
+ci: test lint types slow
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# the built-in plugins are imported as unified_plugins; the type checker finds them by that name through a link
+types: $(VENV)/.dev
+	mkdir -p $(VENV)/typing
+	ln -sfn ../../plugins $(VENV)/typing/unified_plugins
+	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p unified -p unified_plugins
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

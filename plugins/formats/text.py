@@ -1,0 +1,41 @@
+"""Rows of plain `text`: the whole of it is the answer to an empty prompt, as in pre-training, or to its first words."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from unified_plugins.formats._rows import CONTENT, text
+
+from unified import DataFormat, Example, Field, Settings, hookimpl
+
+
+class TextSettings(Settings):
+    """What a recipe may set."""
+
+    prompt_words: int = Field(0, ge=0, description="so many words from the start are the prompt, the rest the answer")
+
+
+def recognises(columns: frozenset[str]) -> bool:
+    """A text, and no other column that may belong to it."""
+    return columns & CONTENT == {"text"}
+
+
+def convert(row: Mapping[str, Any], settings: TextSettings) -> Example:
+    """Without `prompt_words` the prompt is empty: a tokenizer that begins texts with a token of its own puts it there.
+
+    Raises ValueError for a text that has no word left for the answer.
+    """
+    whole = text(row, "text")
+    if not settings.prompt_words:
+        return Example("", [whole], columns=dict(row))
+    words = re.match(rf"\s*(?:\S+\s+){{{settings.prompt_words}}}", whole)
+    if words is None:
+        raise ValueError(f"the text has no more than the {settings.prompt_words} words of `prompt_words`")
+    prompt = words.group().rstrip()
+    return Example(prompt, [whole[len(prompt) :]], columns=dict(row))
+
+
+@hookimpl
+def unified_formats() -> list[DataFormat]:
+    """Offer the format as `format: text`."""
+    return [DataFormat("text", TextSettings, recognises=recognises, convert=convert)]

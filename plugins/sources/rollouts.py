@@ -1,0 +1,38 @@
+"""Answers sampled from the policy as it is now: `group_size` for each prompt. Answers of the rows are set aside."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from unified import Answer, DataSource, Field, PromptGroup, Sampling, Settings, hookimpl, number_columns
+
+
+class RolloutsSettings(Settings):
+    """How answers are drawn."""
+
+    group_size: int = Field(8, ge=1, description="answers sampled per prompt")
+    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 takes the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps all")
+    top_k: int = Field(0, ge=0, description="keep so many likeliest tokens; 0 keeps all")
+    max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
+
+
+def collect(
+    prompts: list[PromptGroup],
+    settings: RolloutsSettings,
+    sample: Callable[[list[PromptGroup], int, Sampling], list[list[Answer]]],
+) -> list[PromptGroup]:
+    """New groups with the sampled answers, not yet judged; prompt, text, columns and key are those of the rows."""
+    sampling = Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens)
+    sampled = sample(prompts, settings.group_size, sampling)
+    groups = []
+    for group, answers in zip(prompts, sampled, strict=True):
+        numbers = number_columns(group.columns)
+        own = [replace(answer, columns={**numbers, **answer.columns}) for answer in answers]
+        groups.append(PromptGroup(list(group.prompt), own, group.text, dict(group.columns), group.key))
+    return groups
+
+
+@hookimpl
+def unified_sources() -> list[DataSource]:
+    """Offer sampling as `source: {name: rollouts, group_size: 8}`."""
+    return [DataSource("rollouts", RolloutsSettings, collect=collect, online=True)]

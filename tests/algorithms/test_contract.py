@@ -1,0 +1,108 @@
+"""What holds for every built-in algorithm, under several settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.algorithms.batches import mean_metrics, pushed, random_fields, term
+from unified import Batch
+from unified.coefficient import coefficients, gradient_of_loss
+from unified.parts import HEADS
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("sft", {}),
+    ("dpo", {}),
+    ("dpo", {"margin": "length_normalised", "link": "squared", "beta": 0.5}),
+    ("dpo", {"margin": "reference_free", "link": "hinge"}),
+    ("dpo", {"link": {"name": "sigmoid", "label_smoothing": 0.1}}),
+    ("reward_model", {}),
+    ("reward_model", {"centring": 0.01, "link": "hinge"}),
+    ("grpo", {}),
+    ("grpo", {"kl_weight": 0.0}),
+    ("grpo", {"ratio": {"name": "clip", "low": 0.1, "high": 0.3}, "kl": "k2", "entropy_weight": 0.01}),
+    ("grpo", {"ratio": {"name": "dual_clip", "cap": 1.4}, "kl": {"name": "k1", "importance": "old_policy"}}),
+    ("grpo", {"ratio": "none", "kl_weight": 0.0}),
+    ("ppo", {}),
+    ("ppo", {"kl_place": "loss", "kl": "k3", "value_clip": None, "entropy_weight": 0.01}),
+    ("ppo", {"kl_place": "advantage", "value_weight": 0.1}),
+]
+everywhere = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda x: str(x))
+
+
+@everywhere
+@pytest.mark.parametrize("seed", range(3))
+def test_the_coefficient_is_the_negative_gradient_of_the_loss(name: str, settings: dict[str, Any], seed: int) -> None:
+    one, batch = term(name, **settings), Batch(random_fields(seed))
+    closed, slope = coefficients(one, batch), gradient_of_loss(one, batch)
+    assert set(closed) == set(slope) == set(one.aggregations)
+    for head in closed:
+        assert (closed[head] != 0).any()
+        wanted = torch.where(batch.loss_mask, slope[head], 0.0)
+        torch.testing.assert_close(closed[head].double(), wanted, rtol=1e-9, atol=1e-9)
+
+
+@everywhere
+def test_only_what_is_declared_is_looked_at(name: str, settings: dict[str, Any]) -> None:
+    one, fields = term(name, **settings), random_fields()
+    always = {"loss_mask", "group", "reward", "advantage", "returns"}
+    given = Batch({k: v for k, v in fields.items() if k in always | one.reads})
+    for head, gc in coefficients(one, given).items():
+        torch.testing.assert_close(gc, coefficients(one, Batch(fields))[head])
+
+
+@everywhere
+def test_padding_does_not_matter(name: str, settings: dict[str, Any]) -> None:
+    one, fields = term(name, **settings), random_fields()
+    noise = torch.full((12, 3), 7.0, dtype=torch.float64)
+    wide = {k: torch.cat([v, noise.to(v.dtype)], 1) if v.dim() == 2 else v for k, v in fields.items()}
+    wide["loss_mask"] = torch.cat([fields["loss_mask"], torch.zeros(12, 3, dtype=torch.bool)], 1)
+    found, wanted = pushed(one, Batch(wide)), pushed(one, Batch(fields))
+    for head in wanted:
+        torch.testing.assert_close(found[head][:, :7], wanted[head], rtol=0, atol=1e-14)
+        assert (found[head][:, 7:] == 0).all()
+
+
+@everywhere
+def test_the_order_of_rows_does_not_matter(name: str, settings: dict[str, Any]) -> None:
+    one, fields = term(name, **settings), random_fields()
+    order = torch.randperm(12)
+    found = pushed(one, Batch({k: v[order] for k, v in fields.items()}))
+    for head, wanted in pushed(one, Batch(fields)).items():
+        torch.testing.assert_close(found[head], wanted[order], rtol=0, atol=1e-14)
+
+
+@everywhere
+def test_a_probe_is_not_pushed_and_changes_no_other_row(name: str, settings: dict[str, Any]) -> None:
+    one, fields = term(name, **settings), random_fields()
+    probe = torch.zeros(12, dtype=torch.bool)
+    probe[::3] = True
+    found = pushed(one, Batch({**fields, "probe": probe}))
+    wanted = pushed(one, Batch({k: v[~probe] for k, v in fields.items()}))
+    for head in wanted:
+        assert (found[head][probe] == 0).all()
+        torch.testing.assert_close(found[head][~probe], wanted[head], rtol=0, atol=1e-14)
+
+
+@everywhere
+def test_metrics_are_sums_and_counts_over_what_counts(name: str, settings: dict[str, Any]) -> None:
+    one, fields = term(name, **settings), random_fields()
+    given = Batch({k: v for k, v in fields.items() if k not in HEADS or k in one.heads})
+    twice = Batch({k: torch.cat([v, v + 4 if k == "group" else v]) for k, v in given.fields.items()})
+    assert mean_metrics(one, given) == pytest.approx(mean_metrics(one, twice))
+    assert mean_metrics(one, given)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "ppo"])
+def test_the_reference_is_read_only_where_the_kl_has_a_weight(kind: str) -> None:
+    bare = term(kind, kl_weight=0.0)
+    assert "ref_logp" not in bare.reads | bare.credit_reads
+    assert "ref_logp" in term(kind, kl_weight=0.1, kl_place="loss").reads
+    assert {"ref_logp", "old_logp"} <= term(kind, kl_weight=0.1, kl_place="reward").credit_reads
+
+
+def test_without_a_ratio_and_a_kl_no_head_is_read() -> None:
+    assert term("grpo", ratio="none", kl_weight=0.0).reads == frozenset()
+    assert term("sft").reads == frozenset()

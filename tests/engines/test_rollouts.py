@@ -1,0 +1,44 @@
+"""Data sources: rows as they stand, and answers asked of the rollout engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from unified import Answer, PromptGroup, Sampling, call_named, catalogue
+
+
+def prompts() -> list[PromptGroup]:
+    own = [Answer([9], "old", reward=1.0)]
+    return [PromptGroup([1, 2], own, "one", {"answer": 42, "name": "x"}, 7), PromptGroup([3], [], "two", {}, 8)]
+
+
+def test_rows_are_handed_on_as_they_are():
+    part, groups = catalogue().get("source", "rows"), prompts()
+    assert call_named(part.collect, prompts=groups, settings=part.settings(), sample=None, seed=0) == groups
+    assert not part.online
+
+
+def test_rollouts_replace_the_answers_and_keep_the_rest_of_the_row():
+    asked: list[tuple[int, Sampling]] = []
+
+    def sample(groups: list[PromptGroup], n: int, sampling: Sampling) -> Any:
+        asked.append((n, sampling))
+        return [[Answer([i, j], f"{i}{j}", sampling_logp=[0, 0]) for j in range(n)] for i in range(len(groups))]
+
+    part, groups = catalogue().get("source", "rollouts"), prompts()
+    settings = part.settings(group_size=3, temperature=0.5, top_p=0.9, top_k=4, max_tokens=6)
+    new = call_named(part.collect, prompts=groups, settings=settings, sample=sample, seed=0)
+    assert asked == [(3, Sampling(0.5, 0.9, 4, 6))]
+    assert [[a.text for a in g.answers] for g in new] == [["00", "01", "02"], ["10", "11", "12"]]
+    assert [(g.prompt, g.text, g.columns, g.key) for g in new] == [(g.prompt, g.text, g.columns, g.key) for g in groups]
+    assert new[0].answers[0].columns == {"answer": 42.0}  # numbers of the row reach each answer
+    assert new[0].answers[0].reward is None
+    assert groups[0].answers[0].text == "old"  # the rows themselves are not changed
+    assert part.online
+
+
+def test_by_default_eight_answers_are_drawn_from_the_whole_distribution():
+    settings = catalogue().get("source", "rollouts").settings()
+    assert settings.group_size == 8
+    assert Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens) == Sampling()
+    assert Sampling().whole

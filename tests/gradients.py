@@ -1,0 +1,50 @@
+"""A program: the gradient of one optimiser step for each algorithm named, written by the first of any number of processes.
+
+    python -m tests.gradients OUT float64 algorithm...                     one process
+    torchrun --nproc_per_node 2 -m tests.gradients OUT float64 algorithm... two
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tools import random_groups, stage, step_gradient, tiny_policy, tiny_scalar, train_settings
+from unified import PromptGroup, catalogue
+from unified.set_up import set_up
+
+
+def gradient_of(algorithm: str, groups: list[PromptGroup], dtype: torch.dtype, kind: str = "gpt2", **how: Any) -> torch.Tensor:
+    """One step of a built-in algorithm on given answers; `how` are further settings, `layout` may be padded-left."""
+    scalar = "score" in catalogue().get("algorithm", algorithm).aggregations(catalogue().get("algorithm", algorithm).settings())
+    artifacts = {"base": tiny_scalar(kind, dtype=dtype) if scalar else tiny_policy(kind, dtype=dtype),
+                 "other": tiny_policy(kind, seed=1, dtype=dtype), "critic": tiny_scalar(kind, seed=2, dtype=dtype)}  # fmt: skip
+    online = catalogue().get("algorithm", algorithm).source == "rollouts"
+    written: dict[str, Any] = {"algorithm": algorithm, "reference": "other", "critic": "critic", "max_length": 60,
+                               "data": {"name": "random_walks", "view": "pairs"}, **({"reward": "given"} if online else {})}  # fmt: skip
+    if online:
+        written["source"] = {"max_tokens": 8}
+        written["data"] = {"name": "random_walks", "view": "prompts"}
+    layout = how.pop("layout", "padded")
+    folder = Path(tempfile.mkdtemp())
+    run = set_up(stage(folder, artifacts), train_settings(**written, layout="packed" if layout == "packed" else "padded", **how))
+    run.layout = layout
+    return step_gradient(run, groups, several_steps=True)
+
+
+def main(out: str, dtype: str, *algorithms: str) -> None:
+    """Groups are dealt to the processes in turn; 5 of them on 2 processes give unequal shares."""
+    groups = random_groups(5, 3, empty=True)
+    found = {a: gradient_of(a, groups, getattr(torch, dtype), tokens_per_micro_batch=30) for a in algorithms}
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,191 @@
+"""Text becomes tokens once: special tokens, chat templates, limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from unified import Example, UserError
+from unified.render import Renderer, TooLong, render_rows, template_hash
+
+SHARED = Path(__file__).parents[2] / "shared" / "models"
+WORDS = ["<pad>", "<unk>", "</s>", "<s>", *"abcdefgh", "User", "Assistant", ":", "\n", " "]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'][0] + ']' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token + 'b' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[a]' }}{% endif %}"
+)
+
+
+def characters(*, adds_bos: bool = False, template: str | None = None, extra: str = "") -> Any:
+    """A tokenizer of single characters: a is 4, b is 5, ..."""
+    words = [*WORDS, *extra]
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    if adds_bos:
+        made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 3)])
+    out = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="</s>", bos_token="<s>"
+    )
+    out.chat_template = template
+    return out
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def test_a_tokenizer_that_adds_a_beginning_token_gets_it_once_before_a_prompt():
+    render = Renderer(characters(adds_bos=True), 20)
+    assert render.prompt_ids("ab") == [3, 4, 5]
+    assert render.prompt_ids("<s>ab") == [3, 4, 5]
+    assert render.prompt_ids("") == [3]
+
+
+def test_a_tokenizer_that_adds_none_gets_none_though_it_has_a_beginning_token():
+    render = Renderer(characters(), 20)
+    assert render.prompt_ids("ab") == [4, 5]
+    assert render.prompt_ids("") == []
+
+
+def test_an_answer_in_text_has_no_special_token_but_the_end():
+    assert Renderer(characters(adds_bos=True), 20).answer_ids("ab", "cd") == [6, 7, 2]
+    assert Renderer(characters(), 20).answer_ids("ab", "") == [2]
+
+
+def test_a_tokenizer_without_an_end_is_refused_with_what_to_do():
+    tokenizer = characters()
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match=r"(?s)no end-of-sequence token.*set tokenizer\.eos_token"):
+        Renderer(tokenizer, 20)
+
+
+def test_messages_end_with_the_opening_of_the_assistant_and_the_answer_is_what_comes_behind():
+    tokenizer = characters(template=TEMPLATE, extra="[]u")
+    render = Renderer(tokenizer, 40)
+    assert tokenizer.decode(render.prompt_ids(user("a"))) == "<s>[u]a[a]"
+    # the template goes on with eos and "b"; "b" is no white space, so the turn did not end there: one more end
+    assert tokenizer.decode(render.answer_ids(user("a"), "cd")) == "cd</s>b</s>"
+
+
+def test_what_the_template_writes_behind_the_end_is_no_part_of_the_answer():
+    tokenizer = characters(template=TEMPLATE.replace("eos_token + 'b'", "eos_token + '\\n'"), extra="[]u")
+    assert tokenizer.decode(Renderer(tokenizer, 40).answer_ids(user("a"), "cd")) == "cd</s>"
+
+
+def test_an_end_is_put_behind_an_answer_whose_template_writes_none():
+    tokenizer = characters(template=TEMPLATE.replace("eos_token + 'b'", "''"), extra="[]u")
+    assert tokenizer.decode(Renderer(tokenizer, 40).answer_ids(user("a"), "cd")) == "cd</s>"
+
+
+def test_other_tokens_that_end_a_turn_count_as_its_end():
+    tokenizer = characters(template=TEMPLATE.replace("eos_token + 'b'", "'h\\n'"), extra="[]u")
+    assert tokenizer.decode(Renderer(tokenizer, 40, eos_ids=[11]).answer_ids(user("a"), "cd")) == "cdh"  # h is 11
+
+
+def test_without_a_template_messages_read_user_and_assistant():
+    tokenizer = characters(adds_bos=True, extra="Usrit")
+    tokenizer.add_tokens(["User", "Assistant"])
+    render = Renderer(tokenizer, 40)
+    asked = [*user("a"), {"role": "assistant", "content": "b"}, *user("c")]
+    assert render.text(asked) == "User: a\nAssistant: b</s>\nUser: c\nAssistant: "
+    assert render.prompt_ids(asked)[0] == 3
+    assert render.prompt_ids(asked).count(3) == 1
+    assert tokenizer.decode(render.answer_ids(asked, "d")) == "d</s>"
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused():
+    rewriting = TEMPLATE.replace("{{ bos_token }}", "{{ 'g' if add_generation_prompt else 'h' }}")
+    with pytest.raises(ValueError, match="writes a prompt differently once an answer follows"):
+        Renderer(characters(template=rewriting, extra="[]u"), 40).answer_ids(user("a"), "b")
+
+
+def test_rewards_and_numbers_of_the_row_reach_each_answer_and_all_columns_the_group():
+    example = Example("a", ["b", "c"], [1.0, 0.0], {"weight": 2, "right": True, "name": "x"})
+    group = Renderer(characters(), 20).group(example, row=7)
+    assert [a.reward for a in group.answers] == [1.0, 0.0]
+    assert [a.columns for a in group.answers] == [{"weight": 2.0, "right": 1.0}] * 2
+    assert (group.columns, group.key, group.text) == (example.columns, 7, "a")
+    assert [a.text for a in group.answers] == ["b", "c"]
+
+
+def test_the_longest_answer_decides_whether_a_row_is_too_long():
+    # prompt 2, answers "c" + end = 2 and "cde" + end = 4: 6 tokens
+    example = Example("ab", ["c", "cde"])
+    assert len(Renderer(characters(), 6).group(example, row=3).answers) == 2
+    with pytest.raises(TooLong, match="row 3 has 6 tokens, the limit is 5") as caught:
+        Renderer(characters(), 5).group(example, row=3)
+    assert (caught.value.row, caught.value.tokens, caught.value.limit) == (3, 6, 5)
+
+
+def test_with_a_reserve_only_the_prompt_counts():
+    example = Example("ab", ["cdefgh"])
+    assert Renderer(characters(), 5).group(example, reserve=3).prompt == [4, 5]
+    with pytest.raises(TooLong, match="has 6 tokens"):
+        Renderer(characters(), 5).group(example, reserve=4)
+
+
+def test_rows_over_the_limit_are_dropped_and_counted_or_refused_by_number():
+    rows = [Example("a", ["b"]), Example("a", ["bcdefgh"]), Example("c", ["d"])]
+    groups, counts = render_rows(Renderer(characters(), 5), rows, needs_answers=1, too_long="drop")
+    assert [g.key for g in groups] == [0, 2]
+    assert counts == {"rows": 3, "kept": 2, "dropped_too_long": 1}
+    with pytest.raises(UserError, match=r"(?s)row 1 has 9 tokens; the limit is 5.*set too_long: drop, or a larger max"):
+        render_rows(Renderer(characters(), 5), rows, needs_answers=1, too_long="refuse")
+
+
+def test_a_row_that_knows_its_file_and_line_is_named_by_them():
+    rows = [Example("a", ["bcdefgh"], columns={"file": "x.jsonl", "row": 4})]
+    with pytest.raises(UserError, match=r"^x\.jsonl:4: row 0 has 9 tokens"):
+        render_rows(Renderer(characters(), 5), rows, needs_answers=1)
+
+
+def test_a_row_with_too_few_answers_is_refused_by_number():
+    rows = [Example("a", ["b", "c"]), Example("a", ["b"])]
+    with pytest.raises(UserError, match="row 1 has 1 answers, this stage needs 2 or more"):
+        render_rows(Renderer(characters(), 9), rows, needs_answers=2)
+
+
+def test_no_rows_and_no_rows_left_are_errors():
+    with pytest.raises(UserError, match="the dataset has no rows"):
+        render_rows(Renderer(characters(), 9), [], needs_answers=0)
+    with pytest.raises(UserError, match="all 1 rows have more than 3 tokens"):
+        render_rows(Renderer(characters(), 3), [Example("abcd")], needs_answers=0, too_long="drop")
+
+
+def test_the_hash_changes_with_the_template_and_with_the_vocabulary_only():
+    plain = characters()
+    assert template_hash(plain) == template_hash(characters(adds_bos=True))
+    assert template_hash(plain) != template_hash(characters(template=TEMPLATE))
+    assert template_hash(plain) != template_hash(characters(extra="["))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the real models beside the checkout")
+def test_text_behind_a_prompt_gets_no_space_from_a_tokenizer_that_puts_one_before_everything():
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / "tinyllamas-stories260k")
+    render = Renderer(tokenizer, 512)
+    prompt, answer = render.prompt_ids("Once upon a time, there"), render.answer_ids("Once upon a time, there", " was")
+    assert prompt[0] == tokenizer.bos_token_id
+    assert [*prompt, *answer[:-1]] == tokenizer("Once upon a time, there was").input_ids
+    assert render.answer_ids("time", "s")[:-1] == tokenizer.convert_tokens_to_ids(["s"])  # "times", not "time s"
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the real models beside the checkout")
+@pytest.mark.parametrize("name", ["tinyllamas-stories260k", "tinystories-656k"])
+def test_a_real_chat_template_gives_its_own_ids_up_to_the_end_of_the_turn(name):
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / name)
+    render = Renderer(tokenizer, 512)
+    asked = user("Tell me a story about a cat.")
+    whole = [*asked, {"role": "assistant", "content": "A cat sat."}]
+    expected = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=False)
+    ids = render.prompt_ids(asked) + render.answer_ids(asked, "A cat sat.")
+    assert ids == expected[: len(ids)]
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.decode(expected[len(ids) :]).strip() == ""

@@ -1,0 +1,165 @@
+"""The command line: run, check, train, list, show, coefficients. Imports no torch until a command needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from unified.errors import PluginError, UserError
+
+if TYPE_CHECKING:
+    from unified.recipe import Recipe
+
+app = typer.Typer(
+    help="Post-training of language models: recipes of stages, algorithms as plugins.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given again.")
+]
+Output = Annotated[Path | None, typer.Option("--output", help="The run folder. Without: runs/NAME.")]
+Profile = Annotated[str | None, typer.Option("--profile", help="Lay this profile of the recipe over it.")]
+Force = Annotated[bool, typer.Option("--force", help="Use a run folder that holds another run.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but the table at the end.")]
+
+
+@contextmanager
+def _said_plainly() -> Iterator[None]:
+    """Mistakes of the user end with exit code 2, those of plugins with 1, Ctrl-C with 130; none with a traceback."""
+    try:
+        yield
+    except UserError as error:
+        _leave(str(error), 2)
+    except PluginError as error:
+        _leave(str(error), 1)
+    except KeyboardInterrupt:
+        _leave("stopped; run the same command again to go on", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not try again
+        raise typer.Exit(1) from None
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
+    output: Output = None,
+    sets: Sets = None,
+    profile: Profile = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the stages of a recipe; what is done already is skipped, what was cut off goes on."""
+    with _said_plainly():
+        from unified.recipe import load_recipe
+
+        _run(load_recipe(recipe, sets or (), profile), output, force=force, quiet=quiet)
+
+
+@app.command()
+def check(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
+    sets: Sets = None,
+    profile: Profile = None,
+) -> None:
+    """Find everything that is wrong with a recipe, without loading a model or writing a file."""
+    with _said_plainly():
+        from unified.check import check_recipe
+        from unified.recipe import load_recipe
+
+        plan = check_recipe(load_recipe(recipe, sets or (), profile))
+        for stage in plan.stages:
+            typer.echo(stage.describe())
+        typer.echo("recipe is fine")
+
+
+@app.command()
+def train(
+    algorithm: Annotated[str, typer.Argument(help="See: unified list algorithms")],
+    model: Annotated[str, typer.Option("--model", help="A model folder, a hub id, or {new: ..., tokenizer: ...}.")],
+    data: Annotated[str, typer.Option("--data", help="A dataset by name, a file, or {name: ..., SETTING: ...}.")],
+    output: Output = None,
+    sets: Sets = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run one training stage without a recipe file; --set takes settings of the stage or of the algorithm."""
+    with _said_plainly():
+        from unified.recipe import one_stage_recipe
+
+        _run(one_stage_recipe(algorithm, model, data, sets or ()), output, force=force, quiet=quiet)
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[str | None, typer.Argument(help="algorithms, datasets, rewards, stages, ...")] = None,
+) -> None:
+    """List the parts that the installed plugins offer, by kind."""
+    with _said_plainly():
+        from rich.console import Console
+
+        from unified.show import list_parts
+
+        list_parts(Console(highlight=False), kind)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A part that `unified list` shows.")],
+    kind: Annotated[str | None, typer.Option("--kind", help="Where several kinds have a part of that name.")] = None,
+) -> None:
+    """Show one part: what it is, its formula and source, its settings with defaults."""
+    with _said_plainly():
+        from rich.console import Console
+
+        from unified.show import show_part
+
+        show_part(Console(highlight=False), name, kind)
+
+
+@app.command()
+def coefficients(
+    algorithm: Annotated[str, typer.Argument(help="See: unified list algorithms")],
+    batch: Annotated[Path, typer.Option("--batch", help="A JSON file with logp, loss_mask, reward, ... as tables.")],
+    sets: Sets = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compute what an algorithm does to each token of a batch of numbers: coefficient, weight, loss."""
+    with _said_plainly():
+        from unified.coefficient_tool import as_text, examine, read_batch
+
+        examined = examine(algorithm, read_batch(batch), sets or ())
+        typer.echo(json.dumps(examined.as_dict(), indent=2) if as_json else as_text(examined))
+
+
+def _run(recipe: Recipe, output: Path | None, *, force: bool, quiet: bool) -> None:
+    from unified.console import RunConsole
+    from unified.runner import StoppedError, Team, run_folder, run_recipe
+
+    console = RunConsole(silent=quiet)
+    try:
+        outcomes = run_recipe(recipe, output, force=force, console=console)
+    except StoppedError as error:
+        _leave(f"stopped in stage {error}; run the same command again to go on", 130)
+    if Team().main:
+        console.table(outcomes, run_folder(recipe, output))
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point of the commands `unified` and `python -m unified`."""
+    return app(args=arguments, prog_name="unified")

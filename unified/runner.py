@@ -1,0 +1,331 @@
+"""Runs the stages of a recipe in order, each in its folder; skips what is done, goes on with what was cut off."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unified.check import Plan, PlannedStage, check_recipe, local_path
+from unified.console import RunConsole
+from unified.errors import PluginError, UserError
+from unified.manifest import (
+    FINGERPRINT,
+    MANIFEST,
+    Manifest,
+    chosen_parts,
+    files_named,
+    fingerprint_of,
+    hashes_under,
+    is_ours,
+    outputs_of,
+    read_manifest,
+    versions,
+    write_whole,
+)
+from unified.recipe import Recipe
+from unified.registry import call_named, catalogue
+from unified.stage import ModelSettings, StageContext, StageResult
+
+if TYPE_CHECKING:
+    from unified.models import Artifact
+
+RUN_FILE = "run.json"
+
+
+class StoppedError(Exception):
+    """The user stopped the run (Ctrl-C) in the stage that the message names."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A stage that is done: `fresh` tells whether it ran now, or was there already."""
+
+    manifest: Manifest
+    folder: Path
+    fresh: bool
+
+
+class Team:
+    """The processes of a run: one, unless a launcher started several. Only the main one writes."""
+
+    def __init__(self) -> None:
+        self._state: Any = None
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+            from accelerate.utils import parse_flag_from_env
+
+            self._state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes."""
+        return self._state is None or bool(self._state.is_main_process)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+
+
+def run_recipe(
+    recipe: Recipe, output: Path | None = None, *, force: bool = False, console: RunConsole | None = None
+) -> list[Outcome]:
+    """Check a recipe and run its stages; `output` is the run folder (runs/NAME without).
+
+    Raises UserError for mistakes (nothing is written for those that the check finds), PluginError for a plugin that
+    raised, StoppedError after Ctrl-C.
+    """
+    plan = check_recipe(recipe)
+    team = Team()
+    console = console or RunConsole()
+    console.silent = console.silent or not team.main
+    runner = _Runner(plan, run_folder(recipe, output), team, console, force)
+    runner.open_folder()
+    if recipe.threads is not None:
+        import torch
+
+        torch.set_num_threads(recipe.threads)
+    with console:
+        for number, stage in enumerate(plan.stages, start=1):
+            runner.stage(stage, number)
+    return runner.outcomes
+
+
+def run_folder(recipe: Recipe, output: Path | None) -> Path:
+    """Where a run goes: the folder that was asked for, or one under runs/ by its name."""
+    return output or Path("runs") / recipe.run_name
+
+
+@dataclass
+class _Runner:
+    plan: Plan
+    output: Path
+    team: Team
+    console: RunConsole
+    force: bool
+    outcomes: list[Outcome] = field(default_factory=list)
+    rerun: set[str] = field(default_factory=set)
+
+    def open_folder(self) -> None:
+        """Make the run folder; UserError when it holds the run of another recipe."""
+        file = self.output / RUN_FILE
+        name = self.plan.recipe.run_name
+        if self.output.exists() and not self.output.is_dir():
+            raise UserError(f"{self.output} is a file; a run needs a folder", "give another one with --output")
+        if file.is_file() and not self.force:
+            other = _read_json(file).get("run")
+            if other != name:
+                raise UserError(
+                    f"{self.output} holds the run of recipe '{other}', this is '{name}'",
+                    "give another folder with --output, or --force to put this run in its place",
+                )
+        self.team.wait()
+        if self.team.main:
+            try:
+                self.output.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f"{self.output} cannot be made: {error.strerror}", "give another --output") from error
+            recipe = self.plan.recipe
+            about = {"run": name, "recipe": recipe.source, "profile": recipe.profile, "stages": list(recipe.stages)}
+            write_whole(file, json.dumps({**about, "resolved": recipe.root.plain()}, indent=2, default=str) + "\n")
+        self.team.wait()
+
+    def stage(self, stage: PlannedStage, number: int) -> None:
+        """Reuse, resume or run one stage."""
+        folder = self.output / stage.name
+        draft = self._draft(stage)
+        done = read_manifest(folder)
+        if done is not None and done.fingerprint == draft.fingerprint:
+            if outputs_of(folder) == done.outputs:
+                self.console.skipped(stage.name, "done already, nothing that it depends on has changed")
+                self.outcomes.append(Outcome(done, folder, fresh=False))
+                return
+            self.console.say(f"{stage.name}: its result was changed or is incomplete; it is made again")
+        resumes = done is None and _text(folder / FINGERPRINT) == draft.fingerprint
+        self.team.wait()  # nobody may look at the folder any more when the main process changes it
+        if self.team.main:
+            if not resumes:
+                self._clear(stage.name, folder, done)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / FINGERPRINT, draft.fingerprint)
+        self.team.wait()
+        self.console.stage_begins(stage.name, number, len(self.plan.stages), stage.describe(), resumes=resumes)
+        result = self._run(stage, folder, draft)
+        self.team.wait()  # another process may still be writing
+        if self.team.main:
+            _finish(draft, result, folder)
+        self.team.wait()
+        if not self.team.main:
+            draft = read_manifest(folder) or draft
+        self.outcomes.append(Outcome(draft, folder, fresh=True))
+        self._tell("stage_finished", {"stage": stage.name, "folder": str(folder), "summary": draft.summary})
+        self.console.stage_ends(stage.name, draft.seconds)
+
+    def _draft(self, stage: PlannedStage) -> Manifest:
+        """The manifest as far as it is known before the stage runs, with the fingerprint."""
+        recipe = self.plan.recipe
+        settings = stage.settings.model_dump(mode="json")
+        references = dict.fromkeys(use.reference for use in stage.uses if use.reference != "input")
+        inputs = {reference: self._input(reference) for reference in references}
+        files = files_named(stage.settings, recipe.home)
+        about = {"kind": stage.part.name, "settings": settings, "seed": recipe.seed}
+        content = {reference: value["sha256"] for reference, value in inputs.items()}
+        print_ = fingerprint_of(**about, inputs=content, files=files)
+        return Manifest(stage.name, stage.part.name, settings, print_, recipe.seed, recipe.threads, inputs, files)
+
+    def _input(self, reference: str) -> dict[str, Any]:
+        """A model that a stage uses, by path and by the hash of its files (a new one by its configuration)."""
+        recipe = self.plan.recipe
+        if reference.startswith("stage:"):
+            made = next(o for o in self.outcomes if o.manifest.name == reference.removeprefix("stage:"))
+            under = f"{made.manifest.model}/" if made.manifest.model else ""
+            hashes = {k.removeprefix(under): v for k, v in made.manifest.outputs.items() if k.startswith(under)}
+            return {"path": str(made.folder / (made.manifest.model or "")), "sha256": hashes}
+        path = reference
+        if reference == "base":
+            if recipe.model is None:
+                raise UserError("the recipe has no `model`")
+            if recipe.model.path is None:
+                new = fingerprint_of(model=recipe.model.model_dump(mode="json"), seed=recipe.seed)
+                return {"path": None, "sha256": {"new": new}}
+            path = recipe.model.path
+        folder = local_path(path, recipe.home)
+        return {"path": path, "sha256": hashes_under(folder) if folder.is_dir() else {"hub id": path}}
+
+    def _clear(self, name: str, folder: Path, done: Manifest | None) -> None:
+        """Take away what an earlier run left. Files of unknown origin stop the run, unless it is forced."""
+        if not folder.exists():
+            return
+        if not folder.is_dir():
+            raise UserError(f"{folder} is a file; stage '{name}' needs a folder", "give another folder with --output")
+        made = {path.partition("/")[0] for path in done.outputs} if done else set()
+        foreign = [e.name for e in sorted(folder.iterdir()) if not is_ours(e.name) and e.name not in made]
+        ours_at_all = (folder / FINGERPRINT).exists() or done is not None
+        if not ours_at_all:
+            foreign = [e.name for e in sorted(folder.iterdir())]
+        if foreign and not self.force:
+            raise UserError(
+                f"{folder} holds files that no earlier run is known to have written: {', '.join(foreign[:5])}",
+                "move them away, give another folder with --output, or --force to delete them",
+            )
+        if done is not None:
+            self.console.say(f"{name}: its settings or inputs have changed; the earlier result is replaced")
+        (folder / MANIFEST).unlink(missing_ok=True)  # first, so that a half-cleared folder never looks finished
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def _run(self, stage: PlannedStage, folder: Path, draft: Manifest) -> StageResult:
+        recipe = self.plan.recipe
+        at = {"step": 0}
+
+        def progress(step: int, steps: int, metrics: Mapping[str, float]) -> None:
+            at["step"] = step
+            self.console.progress(step, steps, metrics)
+
+        def notify(event: str, **told: Any) -> None:
+            self._tell(event, told)
+
+        context = StageContext(stage.name, folder, recipe.home, recipe.seed, self._artifact, notify, progress)
+        algorithms = [c.name for c in chosen_parts(stage.settings) if c.part.kind == "algorithm"]
+        told = {"kind": stage.part.name, "algorithms": algorithms, "steps": getattr(stage.settings, "max_steps", None)}
+        draft.started = datetime.now(UTC).isoformat(timespec="seconds")
+        begin = time.monotonic()
+        with self._named(stage, folder, at):
+            self._tell("stage_started", {"stage": stage.name, "folder": str(folder), "plan": told})
+            result = call_named(stage.part.run, stage=context, settings=stage.settings)
+        if not isinstance(result, StageResult):
+            who = catalogue().provider("stage", stage.part.name)
+            raise PluginError(f"{who}: stage kind '{stage.part.name}' must return a StageResult, not {result!r}")
+        draft.seconds = round(time.monotonic() - begin, 3)
+        draft.finished = datetime.now(UTC).isoformat(timespec="seconds")
+        draft.summary = result.summary
+        draft.versions = versions()
+        artifact = result.artifact
+        if artifact is not None and artifact.path is not None and Path(artifact.path).is_relative_to(folder):
+            draft.model, draft.model_kind = str(Path(artifact.path).relative_to(folder)), artifact.kind
+        return result
+
+    @contextmanager
+    def _named(self, stage: PlannedStage, folder: Path, at: Mapping[str, int]) -> Iterator[None]:
+        """Say of whatever is raised in which stage and step; what is nobody's mistake is kept with its traceback."""
+        where = f"stage '{stage.name}'"
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            raise StoppedError(stage.name) from error
+        except BrokenPipeError:  # whoever read the output has gone; nobody's mistake
+            raise
+        except UserError as error:
+            raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
+        except Exception as error:
+            text = "".join(traceback.format_exception(error))
+            if self.team.main:
+                (folder / "error.log").write_text(text, encoding="utf-8")
+            who = catalogue().provider("stage", stage.part.name)
+            what = str(error) if isinstance(error, PluginError) else f"{who} raised {type(error).__name__}: {error}"
+            after = f", after step {at['step']}" if at["step"] else ""
+            raise PluginError(f"{where}{after}: {what}\n    the traceback is in {folder / 'error.log'}") from error
+
+    def _artifact(self, reference: str) -> Artifact:
+        """The model behind a reference; a new one is built afresh each time, because a stage may train it in place."""
+        from unified.models import artifact_at, base_artifact
+
+        recipe = self.plan.recipe
+        if reference.startswith("stage:"):
+            name = reference.removeprefix("stage:")
+            made = next((o for o in self.outcomes if o.manifest.name == name), None)
+            if made is None or made.manifest.model is None:
+                raise UserError(f"stage '{name}' has made no model")
+            return artifact_at(made.folder / made.manifest.model)
+        if reference == "base":
+            if recipe.model is None:
+                raise UserError("the recipe has no `model`")
+            return base_artifact(recipe.model, recipe.home, recipe.seed)
+        return base_artifact(ModelSettings(path=reference, new=None, tokenizer=None), recipe.home, recipe.seed)
+
+    def _tell(self, event: str, told: Mapping[str, Any]) -> None:
+        """Tell every plugin; one that raises is named."""
+        hook = getattr(catalogue().manager.hook, event)
+        try:
+            hook(**told)
+        except Exception as error:
+            frames = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+            names = [i.plugin_name for i in hook.get_hookimpls() if getattr(i.function, "__code__", None) in frames]
+            step = f", step {told['step']}" if "step" in told else ""
+            raise PluginError(
+                f"plugin '{', '.join(names) or 'unknown'}' raised in {event} (stage '{told.get('stage')}'{step}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def _finish(draft: Manifest, result: StageResult, folder: Path) -> None:
+    """Write the manifest, and only then drop the checkpoints that nobody will resume from."""
+    draft.outputs = outputs_of(folder)
+    draft.write(folder)
+    for entry in folder.glob("checkpoint*"):
+        if entry.is_dir():
+            shutil.rmtree(entry)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
