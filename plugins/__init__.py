@@ -1,4 +1,4 @@
-"""The parts that come with unified. They register through the same hooks as a stranger's plugin and use only public names.
+"""The parts that come with unified. They register as a stranger's plugin does and use only public names.
 
 `unified_plugins` lists the modules that hold hook implementations: each file of each folder here, one concept a file.
 """

@@ -1,7 +1,7 @@
-"""A program: the gradient of one optimiser step for each algorithm named, written by the first of any number of processes.
+"""A program: the gradient of one optimiser step for each algorithm, written by the first of any number of processes.
 
-    python -m tests.gradients OUT float64 algorithm...                     one process
-    torchrun --nproc_per_node 2 -m tests.gradients OUT float64 algorithm... two
+python -m tests.gradients OUT float64 algorithm...                     one process
+torchrun --nproc_per_node 2 -m tests.gradients OUT float64 algorithm... two
 """
 
 from __future__ import annotations
@@ -18,20 +18,29 @@ from unified import PromptGroup, catalogue
 from unified.set_up import set_up
 
 
-def gradient_of(algorithm: str, groups: list[PromptGroup], dtype: torch.dtype, kind: str = "gpt2", **how: Any) -> torch.Tensor:
+def gradient_of(
+    algorithm: str, groups: list[PromptGroup], dtype: torch.dtype, kind: str = "gpt2", **how: Any
+) -> torch.Tensor:
     """One step of a built-in algorithm on given answers; `how` are further settings, `layout` may be padded-left."""
-    scalar = "score" in catalogue().get("algorithm", algorithm).aggregations(catalogue().get("algorithm", algorithm).settings())
-    artifacts = {"base": tiny_scalar(kind, dtype=dtype) if scalar else tiny_policy(kind, dtype=dtype),
-                 "other": tiny_policy(kind, seed=1, dtype=dtype), "critic": tiny_scalar(kind, seed=2, dtype=dtype)}  # fmt: skip
+    scalar = "score" in catalogue().get("algorithm", algorithm).aggregations(
+        catalogue().get("algorithm", algorithm).settings()
+    )
+    artifacts = {
+        "base": tiny_scalar(kind, dtype=dtype) if scalar else tiny_policy(kind, dtype=dtype),
+        "other": tiny_policy(kind, seed=1, dtype=dtype),
+        "critic": tiny_scalar(kind, seed=2, dtype=dtype),
+    }
     online = catalogue().get("algorithm", algorithm).source == "rollouts"
-    written: dict[str, Any] = {"algorithm": algorithm, "reference": "other", "critic": "critic", "max_length": 60,
-                               "data": {"name": "random_walks", "view": "pairs"}, **({"reward": "given"} if online else {})}  # fmt: skip
+    written: dict[str, Any] = {"algorithm": algorithm, "reference": "other", "critic": "critic", "max_length": 60}
+    written["data"] = {"name": "random_walks", "view": "pairs"}
     if online:
-        written["source"] = {"max_tokens": 8}
+        written |= {"source": {"max_tokens": 8}, "reward": "given"}
         written["data"] = {"name": "random_walks", "view": "prompts"}
     layout = how.pop("layout", "padded")
     folder = Path(tempfile.mkdtemp())
-    run = set_up(stage(folder, artifacts), train_settings(**written, layout="packed" if layout == "packed" else "padded", **how))
+    run = set_up(
+        stage(folder, artifacts), train_settings(**written, layout="packed" if layout == "packed" else "padded", **how)
+    )
     run.layout = layout
     return step_gradient(run, groups, several_steps=True)
 

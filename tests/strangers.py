@@ -21,6 +21,7 @@ from unified import (
     PromptGroup,
     Reward,
     RolloutEngine,
+    Rule,
     Sampling,
     Settings,
     StageKind,
@@ -140,6 +141,11 @@ def vowels(groups: Sequence[PromptGroup]) -> list[list[float]]:
     return [[sum(c in "aeiou" for c in a.text) / max(len(a.ids), 1) for a in g.answers] for g in groups]
 
 
+def with_spread(groups: list[PromptGroup]) -> list[PromptGroup]:
+    """Groups whose rewards differ."""
+    return [g for g in groups if len({a.reward for a in g.answers}) > 1]
+
+
 def in_the_data(groups: Sequence[PromptGroup]) -> list[list[Any]]:
     """The rewards that stand in the rows."""
     return [[a.reward for a in g.answers] for g in groups]
@@ -160,7 +166,9 @@ def _one(model: Any, tokenizer: Any, prompt: list[int], sampling: Sampling) -> A
         ids.append(token)
         logps.append(float(logits.log_softmax(-1)[token]))
     ended = ids[-1] == tokenizer.eos_token_id
-    return Answer(ids, tokenizer.decode(ids, skip_special_tokens=True), sampling_logp=logps, finish="stop" if ended else "length")
+    return Answer(
+        ids, tokenizer.decode(ids, skip_special_tokens=True), sampling_logp=logps, finish="stop" if ended else "length"
+    )
 
 
 class Plugin:
@@ -171,19 +179,60 @@ class Plugin:
         """One algorithm for each corner of the contract."""
         return [
             Algorithm("imitate", coefficient=imitate, loss=imitate_loss, aggregation="token"),
-            Algorithm("prefer", Strength, loss=prefer_loss, reads=frozenset({"logp", "ref_logp"}), aggregation="group",
-                      scope="group", answers=2),
-            Algorithm("clipped", Strength, coefficient=clipped, credit=above_mean, reads=frozenset({"logp", "old_logp"}),
-                      aggregation="sequence", source="sampled", reward="required"),
-            Algorithm("valued", coefficient=valued, credit=value_credit, reads=frozenset({"value"}),
-                      credit_reads=frozenset({"old_value"}), aggregation={"logp": "sequence-sum", "value": "token"},
-                      source="sampled", reward="required"),
-            Algorithm("scored", loss=scored_loss, reads=frozenset({"score"}), aggregation={"score": "group"}, scope="group",
-                      answers=2),
-            Algorithm("centred", Strength, coefficient=centred, statistics=mean_log_ratio,
-                      reads=frozenset({"logp", "ref_logp"}), aggregation="sequence-sum", scope="step",
-                      initial_state=lambda: {"updates": 0.0}, update=count_updates),
-        ]  # fmt: skip
+            Algorithm(
+                "prefer",
+                Strength,
+                loss=prefer_loss,
+                reads=frozenset({"logp", "ref_logp"}),
+                aggregation="group",
+                scope="group",
+                answers=2,
+            ),
+            Algorithm(
+                "clipped",
+                Strength,
+                coefficient=clipped,
+                credit=above_mean,
+                reads=frozenset({"logp", "old_logp"}),
+                aggregation="sequence",
+                source="sampled",
+                reward="required",
+            ),
+            Algorithm(
+                "valued",
+                coefficient=valued,
+                credit=value_credit,
+                reads=frozenset({"value"}),
+                credit_reads=frozenset({"old_value"}),
+                aggregation={"logp": "sequence-sum", "value": "token"},
+                source="sampled",
+                reward="required",
+            ),
+            Algorithm(
+                "scored",
+                loss=scored_loss,
+                reads=frozenset({"score"}),
+                aggregation={"score": "group"},
+                scope="group",
+                answers=2,
+            ),
+            Algorithm(
+                "centred",
+                Strength,
+                coefficient=centred,
+                statistics=mean_log_ratio,
+                reads=frozenset({"logp", "ref_logp"}),
+                aggregation="sequence-sum",
+                scope="step",
+                initial_state=lambda: {"updates": 0.0},
+                update=count_updates,
+            ),
+        ]
+
+    @hookimpl
+    def unified_rules(self) -> list[Rule]:
+        """A filter."""
+        return [Rule("spread", of="filter", value=with_spread)]
 
     @hookimpl
     def unified_datasets(self) -> list[Dataset]:
@@ -208,5 +257,13 @@ class Plugin:
     @hookimpl
     def unified_stages(self) -> list[StageKind]:
         """Training, made of the engine's own functions."""
-        return [StageKind("train", TrainSettings, run=training.train_stage, uses=training.uses, makes=training.makes,
-                          check=training.check)]  # fmt: skip
+        return [
+            StageKind(
+                "train",
+                TrainSettings,
+                run=training.train_stage,
+                uses=training.uses,
+                makes=training.makes,
+                check=training.check,
+            )
+        ]

@@ -1,4 +1,4 @@
-"""What several tests need: tiny models and tokenizers, stages without a recipe, and the gradient of one optimiser step."""
+"""What several tests need: tiny models and tokenizers, stages without a recipe, the gradient of a step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4, "query_pre_attn_scalar": 8},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
 }
-COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+COMMON = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 
 
 def letter_tokenizer() -> PreTrainedTokenizerFast:
@@ -47,7 +53,9 @@ def tiny_config(kind: str = "llama") -> Any:
     return AutoConfig.for_model(kind, **special, **({} if kind == "gpt2" else COMMON), **ARCHITECTURES[kind])
 
 
-def tiny_policy(kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 0.15) -> Artifact:
+def tiny_policy(
+    kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 0.15
+) -> Artifact:
     """A policy with random weights large enough that its distributions are far from uniform."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(tiny_config(kind), attn_implementation="eager").to(dtype)
@@ -83,7 +91,9 @@ def train_settings(**written: Any) -> TrainSettings:
     return settings
 
 
-def random_groups(n: int = 4, answers: int = 3, *, seed: int = 0, longest: int = 9, empty: bool = False) -> list[PromptGroup]:
+def random_groups(
+    n: int = 4, answers: int = 3, *, seed: int = 0, longest: int = 9, empty: bool = False
+) -> list[PromptGroup]:
     """Prompts with answers of many lengths and rewards of many values, and one token masked here and there."""
     r = random.Random(seed)
     groups = []

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from unified.batch import Batch as Batch
     from unified.batch import Pairs as Pairs
     from unified.batch import pairs as pairs
+    from unified.check import check_recipe as check_recipe
+    from unified.coefficient_tool import examine as examine
     from unified.data import Answer as Answer
     from unified.data import Example as Example
     from unified.data import PromptGroup as PromptGroup
@@ -30,9 +32,13 @@ if TYPE_CHECKING:
     from unified.parts import RolloutEngine as RolloutEngine
     from unified.parts import Rule as Rule
     from unified.parts import StageKind as StageKind
+    from unified.recipe import load_recipe as load_recipe
+    from unified.registry import Catalogue as Catalogue
     from unified.registry import call_named as call_named
     from unified.registry import catalogue as catalogue
+    from unified.registry import using as using
     from unified.render import number_columns as number_columns
+    from unified.runner import run_recipe as run_recipe
     from unified.settings import Chosen as Chosen
     from unified.settings import Field as Field
     from unified.settings import Settings as Settings
@@ -45,12 +51,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Batch": "batch", "Pairs": "batch", "pairs": "batch",
+    "check_recipe": "check", "examine": "coefficient_tool", "load_recipe": "recipe", "run_recipe": "runner",
     "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data",
     "PluginError": "errors", "UserError": "errors", "did_you_mean": "errors",
     "hookimpl": "hookspecs",
     "Algorithm": "parts", "DataFormat": "parts", "Dataset": "parts", "DataSource": "parts", "Reward": "parts",
     "RolloutEngine": "parts", "Rule": "parts", "StageKind": "parts",
-    "call_named": "registry", "catalogue": "registry",
+    "Catalogue": "registry", "call_named": "registry", "catalogue": "registry", "using": "registry",
     "number_columns": "render",
     "Chosen": "settings", "Field": "settings", "Settings": "settings", "choice": "settings",
     "StageContext": "stage", "StageResult": "stage", "TrainSettings": "stage",

@@ -1,7 +1,7 @@
 """The normaliser w: how much one token weighs in the step. Independent of the coefficient (DESIGN 5.1).
 
 | name           | w of a token                                        | used by                          |
-| token          | 1 / all tokens of the step                          | SFT, token-level policy gradient |
+| token          | 1 / all tokens of the step                          | imitation, token-level policies  |
 | sequence       | 1 / answers, 1 / length of its answer               | group-relative policy gradient   |
 | sequence-sum   | 1 / answers                                         | sequence policy gradient         |
 | group          | 1 / prompts                                         | losses of pairs and rankings     |
@@ -38,11 +38,13 @@ class Counts:
     def of(batch: Batch, on: Tensor, reach: Reach) -> Counts:
         """Count the rows `on` [batch] bool of this process's part of the step, and sum over processes."""
         on = on & batch.counts
-        numbers = torch.stack([
-            (batch.lengths * on).sum().double(),
-            torch.tensor(float(torch.unique(batch.trajectory[on]).numel()), device=on.device, dtype=torch.float64),
-            torch.tensor(float(torch.unique(batch.group[on]).numel()), device=on.device, dtype=torch.float64),
-        ])
+        numbers = torch.stack(
+            [
+                (batch.lengths * on).sum().double(),
+                torch.tensor(float(torch.unique(batch.trajectory[on]).numel()), device=on.device, dtype=torch.float64),
+                torch.tensor(float(torch.unique(batch.group[on]).numel()), device=on.device, dtype=torch.float64),
+            ]
+        )
         tokens, answers, groups = reach.sum(numbers).tolist()
         return Counts(tokens, answers, groups)
 

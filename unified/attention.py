@@ -53,7 +53,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """query [batch, heads, time, width]; key, value with their own number of heads; result [batch, time, heads, width].
 
-    segments: lengths of the packed rows; None for padded rows with a mask. sliding_window: tokens a query may look back,
+    segments: lengths of the packed rows; None for padded rows with a mask. sliding_window: tokens a query may see,
     itself included; in padded rows the mask holds it. softcap: bound of the scores (Gemma 2).
     Raises NotImplementedError for terms of the scores that are not computed here (attention sinks, learned biases).
     """
@@ -90,7 +90,14 @@ def _segment(
         return _capped(q, k, v, _causal(length, length, window, q.device), scaling, softcap, dropout)
     mask = _causal(length, length, window, q.device) if windowed else None
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=not windowed, scale=scaling, dropout_p=dropout, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        attn_mask=mask,
+        is_causal=not windowed,
+        scale=scaling,
+        dropout_p=dropout,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
 
 

@@ -1,4 +1,4 @@
-"""The view that a plugin sees: completion-only tensors [batch, time], one row per answer, whatever the forward's layout."""
+"""The view that a plugin sees: completion-only tensors [batch, time], a row per answer, whatever the layout."""
 
 from __future__ import annotations
 
@@ -50,10 +50,11 @@ class Batch:
     """Answers of whole prompt groups, or of a micro-batch of them, as tensors.
 
     Always there: `loss_mask` [batch, time] bool (this token carries a gradient), `group` [batch] int (equal values mark
-    answers of one prompt; numbered 0.. within the batch in order of appearance), `reward` [batch] or [batch, time] (0 where none was given),
-    `probe` [batch] bool, `trajectory` [batch] int. `columns` holds [batch] numbers of the data.
+    answers of one prompt; numbered 0.. in order of appearance), `reward` [batch] or [batch, time] (0 where none was
+    given), `probe` [batch] bool, `trajectory` [batch] int. `columns` holds [batch] numbers of the data.
     As declared in `reads`, each [batch, time]: `logp`, `entropy`, `value`, `score` (now), `old_logp`, `sampling_logp`,
-    `ref_logp`, `old_value`, and what credit gave: `advantage`, `returns`. Log-probs in nats, 0 outside `loss_mask`.
+    `ref_logp`, `teacher_logp`, `old_value`, `collision_logp` (log Σ p² now), `logits` (−loss of a distribution), and
+    what credit gave: `advantage`, `returns`. Log-probs in nats, 0 outside `loss_mask`.
     Index t speaks of token t of the answer everywhere; `value[:, t]` is read before token t, `score[:, t]` after it.
     """
 
@@ -69,6 +70,9 @@ class Batch:
     old_logp: Tensor
     sampling_logp: Tensor
     ref_logp: Tensor
+    teacher_logp: Tensor
+    collision_logp: Tensor
+    logits: Tensor
     old_value: Tensor
     advantage: Tensor
     returns: Tensor
@@ -97,7 +101,9 @@ class Batch:
             fits = tuple(value.shape) == wanted or (name in EITHER and tuple(value.shape) == (rows,))
             if not fits:
                 what = "[batch]" if len(wanted) == 1 else "[batch, time]"
-                raise ValueError(f"{name} is {list(value.shape)} but loss_mask is {list(mask.shape)}; it must be {what}")
+                raise ValueError(
+                    f"{name} is {list(value.shape)} but loss_mask is {list(mask.shape)}; it must be {what}"
+                )
         self._fields["group"] = _numbered(self._fields["group"])
         self._fields["probe"] = self._fields["probe"].bool()
 
@@ -108,11 +114,18 @@ class Batch:
             return value
         if name.startswith("__"):
             raise AttributeError(name)
-        raise AttributeError(f"this batch has no '{name}': declare it in `reads` (or `credit_reads`); it has {sorted(fields)}")
+        raise AttributeError(
+            f"this batch has no '{name}': declare it in `reads` (or `credit_reads`); it has {sorted(fields)}"
+        )
 
     def has(self, name: str) -> bool:
         """Whether a field is there."""
         return name in self._fields
+
+    @property
+    def reach(self) -> Reach:
+        """How it reaches rows that are not here."""
+        return self._reach
 
     @property
     def fields(self) -> dict[str, Tensor]:
@@ -165,12 +178,13 @@ class Batch:
             x = x[:, None].expand(self.loss_mask.shape)
         if x.shape != self.loss_mask.shape:
             raise ValueError(
-                f"{name} is {list(x.shape)} but loss_mask is {list(self.loss_mask.shape)}; it must be [batch] or [batch, time]"
+                f"{name} is {list(x.shape)} but loss_mask is {list(self.loss_mask.shape)}; "
+                "it must be [batch] or [batch, time]"
             )
         return torch.where(self.loss_mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
     def rows(self, index: Tensor, *, time: int | None = None, reach: Reach | None = None) -> Batch:
-        """The answers at `index` [n] as a batch of their own, cut to `time` tokens (without: to their longest answer)."""
+        """The answers at `index` [n] as a batch of their own, cut to `time` tokens (default: the longest answer)."""
         mask = self.loss_mask[index]
         if time is None:
             time = int(mask.any(0).nonzero().max()) + 1 if mask.any() else min(1, mask.shape[1])
@@ -221,7 +235,9 @@ def pairs(batch: Batch) -> Pairs:
     """Every pair of answers to one prompt of which one has the higher reward; equal rewards make no pair."""
     reward, counts = batch.total_reward, batch.counts
     same = batch.group[:, None] == batch.group[None, :]
-    better, worse = (same & (reward[:, None] > reward[None, :]) & counts[:, None] & counts[None, :]).nonzero(as_tuple=True)
+    better, worse = (same & (reward[:, None] > reward[None, :]) & counts[:, None] & counts[None, :]).nonzero(
+        as_tuple=True
+    )
     group = batch.group[better]
     number = torch.zeros(batch.groups, dtype=torch.float64, device=reward.device)
     number = number.index_add(0, group, torch.ones_like(group, dtype=torch.float64))
@@ -236,7 +252,9 @@ def from_numbers(data: Mapping[str, Any], dtype: torch.dtype = torch.float64) ->
     fields: dict[str, Tensor] = {}
     columns: dict[str, Tensor] = {}
     for name, value in data.items():
-        kind = torch.bool if name in ("loss_mask", "probe") else torch.long if name in ("group", "trajectory") else dtype
+        kind = (
+            torch.bool if name in ("loss_mask", "probe") else torch.long if name in ("group", "trajectory") else dtype
+        )
         if name == "columns":
             columns = {k: torch.as_tensor(v, dtype=dtype) for k, v in value.items()}
             continue

@@ -1,6 +1,6 @@
 """Checkpoints to go on from: written whole or not at all, at the end of a collected batch.
 
-All randomness is seeded by stage, step and process, so what a checkpoint needs are weights, optimiser, schedule, counters,
+All randomness is seeded by stage, step and process, so a checkpoint needs weights, optimiser, schedule, counters,
 positions in the data, states of the terms, and how far the metrics files go.
 """
 

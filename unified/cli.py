@@ -64,7 +64,10 @@ def run(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run the stages of a recipe; what is done already is skipped, what was cut off goes on."""
+    """Run the stages of a recipe; go on where it was cut off.
+
+    Stages that are done, and whose settings and inputs have not changed, are skipped.
+    """
     with _said_plainly():
         from unified.recipe import load_recipe
 
@@ -77,7 +80,10 @@ def check(
     sets: Sets = None,
     profile: Profile = None,
 ) -> None:
-    """Find everything that is wrong with a recipe, without loading a model or writing a file."""
+    """Find everything that is wrong with a recipe.
+
+    No model is loaded and no file is written.
+    """
     with _said_plainly():
         from unified.check import check_recipe
         from unified.recipe import load_recipe
@@ -98,7 +104,10 @@ def train(
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run one training stage without a recipe file; --set takes settings of the stage or of the algorithm."""
+    """Run one training stage without a recipe file.
+
+    --set takes settings of the stage or of the algorithm.
+    """
     with _said_plainly():
         from unified.recipe import one_stage_recipe
 
@@ -109,7 +118,7 @@ def train(
 def list_(
     kind: Annotated[str | None, typer.Argument(help="algorithms, datasets, rewards, stages, ...")] = None,
 ) -> None:
-    """List the parts that the installed plugins offer, by kind."""
+    """List the parts that are installed, by kind."""
     with _said_plainly():
         from rich.console import Console
 
@@ -123,7 +132,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A part that `unified list` shows.")],
     kind: Annotated[str | None, typer.Option("--kind", help="Where several kinds have a part of that name.")] = None,
 ) -> None:
-    """Show one part: what it is, its formula and source, its settings with defaults."""
+    """Show one part: formula, source, settings with defaults."""
     with _said_plainly():
         from rich.console import Console
 
@@ -139,7 +148,10 @@ def coefficients(
     sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compute what an algorithm does to each token of a batch of numbers: coefficient, weight, loss."""
+    """Compute what an algorithm does to each token of numbers.
+
+    Printed are the coefficient per head, the weight of each token, and the named loss. No model is loaded.
+    """
     with _said_plainly():
         from unified.coefficient_tool import as_text, examine, read_batch
 

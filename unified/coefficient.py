@@ -12,7 +12,7 @@ from torch import Tensor
 from unified.aggregation import CONSTANT_IN_GROUP, Counts, normaliser
 from unified.batch import Batch, Nowhere, Reach
 from unified.errors import PluginError, UserError
-from unified.parts import HEADS, Algorithm
+from unified.parts import HEADS, STATISTICS, Algorithm
 from unified.registry import call_named
 from unified.settings import Settings
 
@@ -24,6 +24,7 @@ class Term:
     on: "all", "best" or "worst" (the highest or lowest reward of each prompt), or a column (rows where it is not 0).
     aggregation: replaces the algorithm's own for logp. length: L of aggregation "constant", in tokens.
     state: what `update` changes; saved with every checkpoint.
+    slot: the name of its own `logits` head in a stage, where several terms may push one.
     """
 
     algorithm: Algorithm
@@ -33,23 +34,31 @@ class Term:
     aggregation: str | None = None
     length: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
+    slot: str = "logits"
 
     def __post_init__(self) -> None:
         if self.algorithm.initial_state and not self.state:
             self.state = dict(self.call("initial_state"))
-        allowed = CONSTANT_IN_GROUP - ({"group-token"} if self.algorithm.scope == "step" else set())
+        allowed = CONSTANT_IN_GROUP - ({"group-token"} if self.scope == "step" else set())
         for head, how in self.aggregations.items():
-            if self.algorithm.scope != "answer" and how not in allowed:
+            if self.scope != "answer" and how not in allowed:
                 raise UserError(
-                    f"algorithm '{self.algorithm.name}' couples answers, so aggregation '{how}' of {head} would change its gradient",
+                    f"algorithm '{self.algorithm.name}' couples answers: '{how}' of {head} would change its gradient",
                     f"choose one of: {', '.join(sorted(allowed))}; lengths belong in the margin",
                 )
+
+    @property
+    def scope(self) -> str:
+        """How far the coefficient of an answer looks."""
+        return self.algorithm.scope_of(self.settings)
 
     @property
     def aggregations(self) -> dict[str, str]:
         """Per pushed head, the way its tokens are weighed."""
         own = self.algorithm.aggregations(self.settings)
-        return {**own, "logp": self.aggregation} if self.aggregation and "logp" in own else own
+        if self.aggregation:
+            own |= {head: self.aggregation for head in ("logp", "logits") if head in own}
+        return own
 
     @property
     def reads(self) -> frozenset[str]:
@@ -64,17 +73,29 @@ class Term:
     @property
     def heads(self) -> frozenset[str]:
         """Current heads to compute: those pushed and those read."""
-        return frozenset(self.aggregations) | (self.reads & frozenset(HEADS))
+        names = frozenset(self.aggregations) | (self.reads & frozenset((*HEADS, *STATISTICS)))
+        return frozenset(self.slot if h == "logits" else h for h in names)
+
+    def view(self, batch: Batch) -> Batch:
+        """The batch as this term sees it: its own `logits` head under that name."""
+        if self.slot == "logits" or not batch.has(self.slot):
+            return batch
+        others = {k: v for k, v in batch.fields.items() if k.partition("#")[0] != "logits"}
+        return Batch({**others, "logits": batch.fields[self.slot]}, batch.columns, batch.reach)
 
     def call(self, name: str, **arguments: Any) -> Any:
         """Call a function of the algorithm; what it raises is attributed to it."""
         function: Callable[..., Any] = getattr(self.algorithm, name)
+        if "batch" in arguments:
+            arguments["batch"] = self.view(arguments["batch"])
         try:
             return call_named(function, settings=self.settings, **({"state": self.state} | arguments))
         except (UserError, PluginError):
             raise
         except Exception as error:
-            raise PluginError(f"{name} of algorithm '{self.algorithm.name}' raised {type(error).__name__}: {error}") from error
+            raise PluginError(
+                f"{name} of algorithm '{self.algorithm.name}' raised {type(error).__name__}: {error}"
+            ) from error
 
     def rows(self, batch: Batch) -> Tensor:
         """[batch] bool: the rows that the term acts on. Needs whole groups for "best" and "worst"."""
@@ -85,16 +106,20 @@ class Term:
             reward = torch.where(batch.counts, sign * batch.total_reward, -torch.inf)
             top = torch.full((batch.groups,), -torch.inf, dtype=reward.dtype, device=reward.device)
             top = top.scatter_reduce(0, batch.group, reward, "amax")
-            first = _first_of_group(batch.group, (reward == top[batch.group]) & batch.counts)
-            return first
+            return _first_of_group(batch.group, (reward == top[batch.group]) & batch.counts)
         if self.on not in batch.columns:
-            raise UserError(f"`on: {self.on}` names no column of the data", f"columns: {', '.join(batch.columns) or 'none'}")
+            raise UserError(
+                f"`on: {self.on}` names no column of the data", f"columns: {', '.join(batch.columns) or 'none'}"
+            )
         return batch.columns[self.on] != 0
 
     def normalisers(self, batch: Batch, on: Tensor, reach: Reach) -> dict[str, Tensor]:
         """Per pushed head, weight x w of every row: [batch] float64. `batch` is the whole step of this process."""
         counts = Counts.of(batch, on, reach)
-        return {h: self.weight * normaliser(batch, on, how, counts, length=self.length) for h, how in self.aggregations.items()}
+        return {
+            h: self.weight * normaliser(batch, on, how, counts, length=self.length)
+            for h, how in self.aggregations.items()
+        }
 
 
 def _first_of_group(group: Tensor, among: Tensor) -> Tensor:
@@ -111,11 +136,13 @@ def coefficients(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | No
     From the algorithm's closed form, or where it has none from autograd of its loss on detached heads.
     Raises PluginError for a wrong shape (both sides shown), an undeclared head, NaN or infinity.
     """
-    batch = batch.plus(Nowhere())
+    batch = term.view(batch.plus(Nowhere()))
     algorithm = term.algorithm
     if algorithm.coefficient:
         given = term.call("coefficient", batch=batch, statistics=statistics or {})
         given = _by_head(term, "coefficient", given, "logp")
+    elif algorithm.distribution and not algorithm.loss:
+        given = {"logits": torch.ones(batch.size, dtype=torch.float64, device=batch.loss_mask.device)}
     else:
         given = gradient_of_loss(term, batch, statistics)
     out: dict[str, Tensor] = {}
@@ -130,7 +157,8 @@ def coefficients(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | No
         if not torch.isfinite(full).all():
             row, place = (~torch.isfinite(full)).nonzero()[0].tolist()
             raise PluginError(
-                f"the coefficient of {head} by algorithm '{algorithm.name}' is {full[row, place]:g} at answer {row}, token {place}"
+                f"the coefficient of {head} by algorithm '{algorithm.name}' is {full[row, place]:g} "
+                f"at answer {row}, token {place}"
             )
         out[head] = full.detach()
     return out
@@ -144,12 +172,16 @@ def _by_head(term: Term, what: str, given: Any, bare: str) -> dict[str, Tensor]:
         if head not in declared:
             raise PluginError(f"algorithm '{name}' pushes '{head}' but declares {declared} in `aggregation`")
         if not isinstance(value, Tensor):
-            raise PluginError(f"{what} of algorithm '{name}' gave {type(value).__name__} for {head}; it must be a tensor")
+            raise PluginError(
+                f"{what} of algorithm '{name}' gave {type(value).__name__} for {head}; it must be a tensor"
+            )
     return by_head
 
 
 def _losses(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """The unreduced loss by head. PluginError for a shape that is not one answer, prompt or token to a number."""
+    if term.algorithm.loss is None:
+        return {"logits": -batch.logits}
     given = term.call("loss", batch=batch, statistics=statistics or {})
     by_head = _by_head(term, "loss", given, next(iter(term.aggregations)))
     for value in by_head.values():
@@ -166,8 +198,9 @@ def gradient_of_loss(term: Term, batch: Batch, statistics: Mapping[str, Tensor] 
 
     0 where the loss of this batch does not depend on the heads, for example because no two answers make a pair.
     """
-    if term.algorithm.loss is None:
+    if not has_loss(term.algorithm):
         raise PluginError(f"algorithm '{term.algorithm.name}' has neither a coefficient nor a loss")
+    batch = term.view(batch)
     with torch.enable_grad():
         leaves = {h: getattr(batch, h).detach().requires_grad_() for h in term.aggregations}
         parts = _losses(term, batch.plus(Nowhere(), **leaves), statistics).values()
@@ -178,15 +211,22 @@ def gradient_of_loss(term: Term, batch: Batch, statistics: Mapping[str, Tensor] 
     return {h: torch.zeros_like(leaf) if g is None else -g for (h, leaf), g in zip(leaves.items(), grads, strict=True)}
 
 
-def named_loss(term: Term, batch: Batch, w: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None) -> float:
+def has_loss(algorithm: Algorithm) -> bool:
+    """Whether it states its loss; of a distribution with nothing else it is that of every token."""
+    return algorithm.loss is not None or (algorithm.distribution is not None and algorithm.coefficient is None)
+
+
+def named_loss(
+    term: Term, batch: Batch, w: Mapping[str, Tensor], statistics: Mapping[str, Tensor] | None = None
+) -> float:
     """This batch's share of the published loss: its unreduced values, each times the w of its token, answer or prompt.
 
     `w` is weight x w per head, [batch]. Summed over the micro-batches of a step it is the loss as the paper prints it.
     """
-    if term.algorithm.loss is None:
+    if not has_loss(term.algorithm):
         return float("nan")
     with torch.no_grad():
-        given = _losses(term, batch.plus(Nowhere()), statistics)
+        given = _losses(term, term.view(batch.plus(Nowhere())), statistics)
     total = 0.0
     for head, value in given.items():
         row = w[head]
@@ -218,5 +258,6 @@ def push(
         each.append(own)
         for head, value in own.items():
             part = value * w[i][head][:, None].to(value.dtype)
-            total[head] = total[head] + part if head in total else part
+            slot = term.slot if head == "logits" else head
+            total[slot] = total[slot] + part if slot in total else part
     return total, each

@@ -195,5 +195,6 @@ def _rows(table: Tensor, batch: Batch, weight: Tensor | None = None) -> list[str
             for value, on in zip(table[row].tolist(), batch.loss_mask[row].tolist(), strict=True)
         ]
         left = f" ({float(weight[row]):.5g})" if weight is not None else ""
-        lines.append(f"  answer {row}, prompt {int(batch.group[row])}{left}: " + "  ".join(f"{c:>11}" for c in cells))
-    return lines
+        lines.append((f"  answer {row}, prompt {int(batch.group[row])}{left}:", "  ".join(f"{c:>11}" for c in cells)))
+    wide = max((len(left) for left, _ in lines), default=0)
+    return [f"{left:<{wide}} {cells}" for left, cells in lines]

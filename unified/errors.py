@@ -31,7 +31,9 @@ class Problem:
         return "\n".join([head, *(f"    {hint}" for hint in self.hints)])
 
 
-def unknown_name(what: str, name: str, known: Iterable[str], *, at: Sequence[str | int] = (), advice: str = "") -> Problem:
+def unknown_name(
+    what: str, name: str, known: Iterable[str], *, at: Sequence[str | int] = (), advice: str = ""
+) -> Problem:
     """A name that nobody knows: with the nearest one, all the known ones, and what else to do."""
     names = sorted(known)
     near = did_you_mean(name, names)

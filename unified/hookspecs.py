@@ -1,7 +1,7 @@
 """The whole contract between `unified` and its plugins, on one screen.
 
 A plugin is a module (or object) named by an entry point of group `unified`. It implements any of the functions below,
-each marked with `unified.hookimpl`, and may say `unified_api = 1`, the version it was written for. Every plugin's answer
+each marked with `unified.hookimpl`, and may say `unified_api = 1`, the version it was written for. Every answer
 counts; an empty list means none. Two plugins that offer one name are an error that names both; order never decides.
 """
 

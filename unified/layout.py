@@ -46,7 +46,7 @@ class Layout:
 
     input_ids, position_ids: [streams, slots]. attention_mask: [streams, slots], None when packed.
     segments: lengths of the packed rows in the stream, None when padded.
-    For each of the n answer tokens that carry a gradient: `row`, `time` (its place in [batch, time]), `target` (its id),
+    For each of the n answer tokens that carry a gradient: `row`, `time` (place in [batch, time]), `target` (its id),
     `before` (slot, in the flattened streams, of the hidden state that predicts it) and `after` (its own slot).
     shape: (batch, time).
     """
@@ -69,8 +69,8 @@ class Layout:
         return replace(self, **moved)
 
     def scatter(self, x: Tensor) -> Tensor:
-        """[n] of the answer tokens -> [batch, time], 0 elsewhere; differentiable."""
-        out = torch.zeros(self.shape, dtype=x.dtype, device=x.device)
+        """[n] (or [n, k]) of the answer tokens -> [batch, time] (or [.., k]), 0 elsewhere; differentiable."""
+        out = torch.zeros((*self.shape, *x.shape[1:]), dtype=x.dtype, device=x.device)
         return out.index_put((self.row, self.time), x)
 
 
@@ -107,7 +107,9 @@ def _packed(rows: Sequence[Row]) -> Layout:
     return Layout(ids, positions, None, segments, *_index(rows, starts))
 
 
-def _index(rows: Sequence[Row], starts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[int, int]]:
+def _index(
+    rows: Sequence[Row], starts: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, tuple[int, int]]:
     lengths = torch.tensor([len(r.answer) for r in rows])
     row = torch.repeat_interleave(torch.arange(len(rows)), lengths)
     time = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths)[row]

@@ -6,7 +6,7 @@ keeping them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def token_logprobs(
         hidden: [tokens, hidden]. weight: [vocab, hidden]. bias: [vocab] or None. target: [tokens] int.
         temperature: divides the logits; positive.
         entropy: also give the entropy of each distribution.
-        dtype: of the matrix products (bfloat16 under autocast); without, that of `hidden`. Sums are in float32 or wider.
+        dtype: of the matrix products (bfloat16 under autocast); without, that of `hidden`. Sums are at least float32.
         chunk_numbers: largest number of logits held at once.
     Returns:
         logp [tokens] in nats, and entropy [tokens] in nats or None; float32, or float64 for float64 input.
@@ -46,14 +46,49 @@ def token_logprobs(
         raise ValueError(f"bias is {list(bias.shape)} but weight is {list(weight.shape)}; bias must be [vocab]")
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be positive")
-    rows = max(1, chunk_numbers // weight.shape[0])
-    logp, ent = _LinearLogProb.apply(hidden, weight, bias, target, temperature, entropy, dtype or hidden.dtype, rows)
-    return logp, ent if entropy else None
+    read = read_distribution(
+        hidden, weight, bias, target, temperature=temperature, entropy=entropy, dtype=dtype, chunk_numbers=chunk_numbers
+    )
+    return read.logp, read.entropy if entropy else None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    """[chunk, vocab] logits over temperature, in float32 or float64."""
-    z = hidden @ weight.T
+class Readings(NamedTuple):
+    """What one pass over the vocabulary reads of each token's distribution, [tokens] nats each.
+
+    logp: of the target. entropy: differentiable. collision_logp: log Σ p², without gradient. Zeros where not asked for.
+    """
+
+    logp: Tensor
+    entropy: Tensor
+    collision_logp: Tensor
+
+
+def read_distribution(
+    hidden: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    target: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    collision: bool = False,
+    dtype: torch.dtype | None = None,
+    chunk_numbers: int = CHUNK_NUMBERS,
+) -> Readings:
+    """`token_logprobs` of shapes that fit, together with further statistics of the same chunks of logits.
+
+    Without a weight `hidden` holds the logits themselves, [tokens, vocab]. collision: also give log Σ p².
+    """
+    rows = max(1, chunk_numbers // (hidden.shape[1] if weight is None else weight.shape[0]))
+    asked = (entropy, collision)
+    return Readings(
+        *_LinearLogProb.apply(hidden, weight, bias, target, temperature, asked, dtype or hidden.dtype, rows)
+    )
+
+
+def chunk_of_logits(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, temperature: float) -> Tensor:
+    """[chunk, vocab] logits over temperature, in float32 or float64; without a weight `hidden` holds the logits."""
+    z = hidden if weight is None else hidden @ weight.T
     z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
     if bias is not None:
         z = z + bias.to(z.dtype)
@@ -67,45 +102,51 @@ class _LinearLogProb(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | None,
         bias: Tensor | None,
         target: Tensor,
         temperature: float,
-        entropy: bool,
+        asked: tuple[bool, bool],
         dtype: torch.dtype,
         rows: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        entropy, collision = asked
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(dtype), weight.to(dtype)
+            h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
             wide = torch.float64 if dtype == torch.float64 else torch.float32
             logp = torch.empty(len(target), dtype=wide, device=hidden.device)
-            lse, ent = torch.empty_like(logp), torch.zeros_like(logp)
+            lse, ent, pairs = torch.empty_like(logp), torch.zeros_like(logp), torch.zeros_like(logp)
             for start in range(0, len(target), rows):
                 part = slice(start, start + rows)
-                z = _logits(h[part], w, bias, temperature)
+                z = chunk_of_logits(h[part], w, bias, temperature)
                 lse[part] = z.logsumexp(1)
                 logp[part] = z.gather(1, target[part, None])[:, 0] - lse[part]
                 if entropy:
                     ent[part] = lse[part] - (z.sub(lse[part, None]).exp() * z).sum(1)
+                if collision:
+                    pairs[part] = (2 * z).logsumexp(1) - 2 * lse[part]
         ctx.save_for_backward(hidden, weight, bias, target, lse, ent)
         ctx.settings = (temperature, entropy, dtype, rows)
-        return logp, ent
+        ctx.mark_non_differentiable(pairs)
+        return logp, ent, pairs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         hidden, weight, bias, target, lse, ent = ctx.saved_tensors
         temperature, entropy, dtype, rows = ctx.settings
-        grad_logp, grad_entropy = grads
+        grad_logp, grad_entropy, _ = grads
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(dtype), weight.to(dtype)
+            h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
             grad_h = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-            grad_w = torch.zeros(weight.shape, dtype=lse.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
+            grad_w = (
+                torch.zeros(weight.shape, dtype=lse.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
+            )
             grad_b = torch.zeros_like(bias, dtype=lse.dtype) if bias is not None and ctx.needs_input_grad[2] else None
             for start in range(0, len(target), rows):
                 part = slice(start, start + rows)
-                z = _logits(h[part], w, bias, temperature)
-                log_p = z.sub_(lse[part, None])
+                z = chunk_of_logits(h[part], w, bias, temperature)
+                log_p = z - lse[part, None] if w is None else z.sub_(lse[part, None])
                 p = log_p.exp()
                 d = p * -grad_logp[part, None]
                 d.scatter_add_(1, target[part, None], grad_logp[part, None].to(d.dtype))
@@ -116,7 +157,7 @@ class _LinearLogProb(torch.autograd.Function):
                     grad_b += d.sum(0)
                 d = d.to(dtype)
                 if grad_h is not None:
-                    grad_h[part] = (d @ w).to(hidden.dtype)
+                    grad_h[part] = (d if w is None else d @ w).to(hidden.dtype)
                 if grad_w is not None:
                     grad_w += (d.T @ h[part]).to(grad_w.dtype)
         grad_b = None if grad_b is None else grad_b.to(bias.dtype)

@@ -60,13 +60,15 @@ class Artifact:
         Raises UserError for a kind that cannot be had, or a model that is not there.
         """
         if kind == "policy" and self.kind == "scalar":
-            raise UserError(f"{self} is a scalar model, but a policy is needed", "name a stage or folder that holds a causal language model")
+            raise UserError(
+                f"{self} is a scalar model, but a policy is needed",
+                "name a stage or folder that holds a causal language model",
+            )
         if self.module is not None:
             model = self.module if trained and kind == self.kind else copy.deepcopy(self.module)
             model = model if kind == self.kind else _scalar_from(model)
             set_dropout(model, dropout)
-            model.config._attn_implementation = ATTENTION
-            return model
+            return _with_attention(model)
         return _from_path(str(self.path), kind, dropout)
 
     def __str__(self) -> str:
@@ -106,7 +108,7 @@ def new_policy(config: dict[str, Any], tokenizer: Any, seed: int) -> Artifact:
         _no_dropout(made, None)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(made, attn_implementation=ATTENTION)
+            model = _with_attention(AutoModelForCausalLM.from_config(made))
     except (ValueError, TypeError, StrictDataclassFieldValidationError) as error:
         raise UserError(f"no model can be built from {config}: {_first_line(error)}") from error
     return Artifact("policy", module=model.float(), own_tokenizer=tokenizer)
@@ -128,7 +130,7 @@ def _kind_of(architectures: list[str]) -> Kind:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, value_head: nn.Module | None = None) -> None:
-    """Write a Hugging Face checkpoint: weights, configuration, tokenizer, and the shared-trunk value head beside them."""
+    """Write a Hugging Face checkpoint: weights, configuration, tokenizer, and a shared-trunk value head beside."""
     folder.mkdir(parents=True, exist_ok=True)
     with _quiet():
         model.save_pretrained(folder)
@@ -176,7 +178,10 @@ def scalar_head(model: Any) -> nn.Linear:
         head = getattr(model, name, None)
         if isinstance(head, nn.Linear) and head.out_features == 1:
             return head
-    raise UserError(f"{type(model).__name__} has no linear read-out of one label", "use a sequence classification model with num_labels=1")
+    raise UserError(
+        f"{type(model).__name__} has no linear read-out of one label",
+        "use a sequence classification model with num_labels=1",
+    )
 
 
 def _from_path(path: str, kind: Kind, dropout: float | None) -> Any:
@@ -185,7 +190,7 @@ def _from_path(path: str, kind: Kind, dropout: float | None) -> Any:
         config = AutoConfig.from_pretrained(path)
         stored = _kind_of(config.architectures or [])  # of a hub id it is known only here
         _no_dropout(config, dropout)
-        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "attn_implementation": ATTENTION}
+        options: dict[str, Any] = {"config": config, "dtype": torch.float32}
         cls: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
         if kind == "scalar":
             config.num_labels = 1
@@ -198,11 +203,29 @@ def _from_path(path: str, kind: Kind, dropout: float | None) -> Any:
         head = scalar_head(model)
         missing -= {name for name, module in model.named_parameters() if module is head.weight or module is head.bias}
         nn.init.zeros_(head.weight)
-    if missing or (kind == "policy" and stored == "scalar"):
-        what = f"it lacks {len(missing)} weights, {min(missing)} among them" if missing else "it is a scalar model"
-        raise UserError(f"{path} holds no whole {kind}: {what}", "name a folder that a stage or `save_pretrained` has written")
+    if kind == "policy" and stored == "scalar":
+        raise UserError(
+            f"{path} is a scalar model, but a policy is needed", "name a folder that holds a causal language model"
+        )
+    if missing:
+        what = f"it lacks {len(missing)} weights, {min(missing)} among them"
+        raise UserError(
+            f"{path} holds no whole {kind}: {what}", "name a folder that a stage or `save_pretrained` has written"
+        )
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()  # loaded weights are memory-mapped and unaligned, which changes bits
+    return _with_attention(model)
+
+
+def _with_attention(model: Any) -> Any:
+    """The model with the attention of this project, where its code lets attention be chosen; otherwise as it is.
+
+    A model that computes its own (GPT-J, BLOOM), or one whose scores have a term that is not known here (sinks), would
+    misread the mask or leave the term out without a word. A cap on the scores is known here.
+    """
+    capped = getattr(model.config, "attn_logit_softcapping", None) is not None
+    if model._supports_attention_backend and (model._supports_sdpa or capped):
+        model.config._attn_implementation = ATTENTION
     return model
 
 
@@ -211,7 +234,7 @@ def _scalar_from(policy: Any) -> Any:
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     with torch.random.fork_rng():
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
+        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     model = model.to(next(policy.parameters()).dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     nn.init.zeros_(scalar_head(model).weight)
@@ -220,7 +243,11 @@ def _scalar_from(policy: Any) -> Any:
 
 def _no_dropout(config: Any, p: float | None) -> None:
     for name, value in vars(config).items():
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if (
+            ("dropout" in name or name.endswith("pdrop"))
+            and isinstance(value, (int, float))
+            and not isinstance(value, bool)
+        ):
             setattr(config, name, p or 0.0)
 
 

@@ -13,7 +13,14 @@ from unified.errors import UserError, unknown_name
 from unified.stage import TrainSettings
 
 #: names that transformers uses -> class in torch.optim
-OPTIMISERS = {"adamw_torch": "AdamW", "adamw": "AdamW", "adam": "Adam", "sgd": "SGD", "adagrad": "Adagrad", "rmsprop": "RMSprop"}
+OPTIMISERS = {
+    "adamw_torch": "AdamW",
+    "adamw": "AdamW",
+    "adam": "Adam",
+    "sgd": "SGD",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+}
 
 
 def optimiser_class(name: str) -> type[torch.optim.Optimizer]:

@@ -20,7 +20,9 @@ Reads = frozenset[str] | Callable[[Any], frozenset[str]]
 #: the ways to weigh a token, DESIGN 5.1; see unified.aggregation
 AGGREGATIONS = ("token", "sequence", "sequence-sum", "group", "group-token", "constant")
 #: per-token scalars that a model computes and the engine differentiates
-HEADS = ("logp", "entropy", "value", "score")
+HEADS = ("logp", "entropy", "value", "score", "logits")
+#: of the policy's distribution now, read without gradient: collision_logp is log Σ p², in nats
+STATISTICS = ("collision_logp",)
 
 
 class NoSettings(Settings):
@@ -69,10 +71,15 @@ class Algorithm(Part):
     metrics(batch, settings, statistics, state) -> {name: (sum, count)}, summed over micro-batches and processes.
     update(state, totals, settings) -> state. Once per collected batch; `totals` maps metric names to means.
     initial_state(settings) -> dict of numbers or tensors; saved with every checkpoint.
+    distribution(logits, teacher, settings) -> loss [n], or (loss [n], −∂loss/∂logits [n, vocab]). For the head
+        `logits`, which is −loss of each token: one chunk of the policy's logits [n, vocab], and of the teacher's
+        log-probs [n, vocab], or (ids [n, k], logp [n, k]) where `top_k` is given. Without the coefficient the engine
+        differentiates the loss. An algorithm that pushes `logits` with GC 1 needs no `coefficient` and no `loss`.
+    top_k(settings) -> how many of the teacher's likeliest tokens are stored before learning; 0: it runs beside.
     reads, credit_reads: names of fields and current heads that coefficient or loss, and credit, look at;
         a frozenset, or a function of the settings ("ref_logp" only where the KL weight is not 0).
     aggregation: per head that is pushed, how tokens are weighed; a bare name means {"logp": name}.
-    scope: how far the coefficient of an answer depends on other answers.
+    scope: how far the coefficient of an answer depends on other answers; a name, or a function of the settings.
     source: the data source a stage uses when its recipe names none ("rows": answers as they stand in the data).
     reward: the reward a stage uses when its recipe names none; "required" when the recipe must say.
     answers: fewest answers a prompt must have to count.
@@ -85,10 +92,12 @@ class Algorithm(Part):
     metrics: Callable[..., Any] | None = None
     update: Callable[..., Any] | None = None
     initial_state: Callable[..., Any] | None = None
+    distribution: Callable[..., Any] | None = None
+    top_k: Callable[..., int] | None = None
     reads: Reads = frozenset()
     credit_reads: Reads = frozenset()
     aggregation: str | Mapping[str, str] | Callable[[Any], Mapping[str, str]] = "sequence"
-    scope: Scope = "answer"
+    scope: Scope | Callable[[Any], Scope] = "answer"
     source: str = "rows"
     reward: str = "given"
     answers: int = 1
@@ -102,6 +111,8 @@ class Algorithm(Part):
         "metrics": _COEFFICIENT_ARGUMENTS,
         "update": ("state", "totals", "settings"),
         "initial_state": ("settings",),
+        "distribution": ("logits", "teacher", "settings"),
+        "top_k": ("settings",),
     }
 
     def names_read(self, settings: Settings) -> frozenset[str]:
@@ -111,6 +122,10 @@ class Algorithm(Part):
     def names_credited(self, settings: Settings) -> frozenset[str]:
         """Fields that the credit looks at under these settings."""
         return self.credit_reads(settings) if callable(self.credit_reads) else frozenset(self.credit_reads)
+
+    def scope_of(self, settings: Settings) -> Scope:
+        """How far the coefficient of an answer looks under these settings."""
+        return self.scope(settings) if callable(self.scope) else self.scope
 
     def aggregations(self, settings: Settings) -> dict[str, str]:
         """Per pushed head, the way its tokens are weighed."""
@@ -128,20 +143,29 @@ class Rule(Part):
 
     value: the thing itself (advantage, objective, estimate, margin, loss).
     coefficient: its derivative in the direction of ascent, where the kind has one.
+    statistics: what the rule must know of a whole optimiser step, as a dict of tensors; the other two may then name
+        `statistics`. It may name what they may, and `counts` [batch] bool, `total` and `gather`.
     reads: batch fields the rule looks at, so that only these are computed.
+    scope: "step" where `statistics` is to be called; a name, or a function of the settings.
     """
 
     of: str = ""
     value: Callable[..., Any] | None = None
     coefficient: Callable[..., Any] | None = None
+    statistics: Callable[..., Any] | None = None
     reads: Reads = frozenset()
+    scope: Scope | Callable[[Any], Scope] = "answer"
 
     kind: ClassVar[str] = "rule"
-    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"value": None, "coefficient": None}
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"value": None, "coefficient": None, "statistics": None}
 
     def names_read(self, settings: Settings) -> frozenset[str]:
         """Fields that the rule looks at under these settings."""
         return self.reads(settings) if callable(self.reads) else frozenset(self.reads)
+
+    def scope_of(self, settings: Settings) -> Scope:
+        """How far the rule looks under these settings."""
+        return self.scope(settings) if callable(self.scope) else self.scope
 
     def doc(self) -> str:
         """The docstring of the rule's function."""
@@ -179,7 +203,10 @@ class DataFormat(Part):
     convert: Callable[..., Any] | None = None
 
     kind: ClassVar[str] = "format"
-    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"recognises": ("columns",), "convert": ("row", "settings")}
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
+        "recognises": ("columns",),
+        "convert": ("row", "settings"),
+    }
 
 
 @dataclass(frozen=True)
@@ -212,7 +239,10 @@ class Reward(Part):
     model: Callable[..., str | None] | None = None
 
     kind: ClassVar[str] = "reward"
-    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"judge": ("groups", "settings", "score"), "model": ("settings",)}
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
+        "judge": ("groups", "settings", "score"),
+        "model": ("settings",),
+    }
 
 
 @dataclass(frozen=True)

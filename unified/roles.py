@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from unified.attention import packed_masks
+from unified.distribution import Divergence, TeacherChunk, divergence, likeliest, log_prob_chunks
 from unified.layout import Layout, Row, lay_out
-from unified.logprob import token_logprobs
+from unified.logprob import read_distribution
 from unified.models import scalar_head
+from unified.parts import STATISTICS
 
 #: size of the logits on which `head_is_linear` tries a model; caps in use are around 30
 LOUD = 200.0
@@ -22,36 +24,42 @@ Asks = Mapping[str, frozenset[str]]
 class Roles(nn.Module):
     """Policy, critic, reference, scorer and reward models of a stage.
 
-    Roles: "policy" gives logp, entropy, and value where it carries the value head; "reference" gives logp; "critic" gives
-    value; "scorer" (a scalar model in training) and "judge-N" (reward models) give score.
+    Roles: "policy" gives logp, entropy, collision_logp, the `logits` heads, and value where it carries the value head;
+    "reference" and "teacher" logp, the latter also top_ids and top_logp [batch, time, top_k]; "critic" value; "scorer"
+    (a scalar model in training) and "judge-N" (reward models) give score.
     """
+
+    #: how many of the teacher's likeliest tokens a score pass stores
+    top_k: int = 0
 
     def __init__(self, models: Mapping[str, Any], *, value_head: nn.Linear | None = None, bf16: bool = False) -> None:
         super().__init__()
         self.models = nn.ModuleDict(dict(models))
         self.value_head = value_head
         self.bf16 = bf16
-        self.plain_head = {r: head_is_linear(m) for r, m in models.items() if r in ("policy", "reference")}
+        self.plain_head = {r: head_is_linear(m) for r, m in models.items() if r in ("policy", "reference", "teacher")}
 
-    def forward(self, layout: Layout, asks: Asks, temperature: float = 1.0) -> dict[str, dict[str, Tensor]]:
+    def forward(
+        self, layout: Layout, asks: Asks, temperature: float = 1.0, visits: Mapping[str, Divergence] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
         """Heads of the rows in `layout`: role -> head -> [batch, time], 0 outside the loss mask.
 
-        temperature: divides the policy's and reference's logits.
+        temperature: divides the logits of policy, reference and teacher. visits: what the `logits` heads compute.
         """
+        visits = visits or {}
         with torch.autocast(layout.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
-            return {role: self._role(role, layout, heads, temperature) for role, heads in asks.items() if heads}
+            return {role: self._role(role, layout, heads, temperature, visits) for role, heads in asks.items() if heads}
 
-    def _role(self, role: str, layout: Layout, heads: frozenset[str], temperature: float) -> dict[str, Tensor]:
+    def _role(
+        self, role: str, layout: Layout, heads: frozenset[str], temperature: float, visits: Mapping[str, Divergence]
+    ) -> dict[str, Tensor]:
         model = self.models[role]
         out: dict[str, Tensor] = {}
         hidden = None
-        if heads - {"logp", "entropy"} or self.plain_head.get(role):
+        if heads & {"value", "score"} or self.plain_head.get(role):
             hidden = trunk(model, layout)
-        if heads & {"logp", "entropy"}:
-            logp, entropy = self._logp(role, model, layout, hidden, temperature, "entropy" in heads)
-            out["logp"] = layout.scatter(logp)
-            if entropy is not None:
-                out["entropy"] = layout.scatter(entropy)
+        if heads - {"value", "score"}:
+            out |= self._vocabulary(role, layout, hidden, heads, temperature, visits)
         for head, index in (("value", layout.before), ("score", layout.after)):
             if head in heads:
                 assert hidden is not None
@@ -62,20 +70,52 @@ class Roles(nn.Module):
                     out[head] = layout.scatter(read(at.to(read.weight.dtype))[:, 0])
         return out
 
-    def _logp(
-        self, role: str, model: Any, layout: Layout, hidden: Tensor | None, temperature: float, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        if hidden is not None and self.plain_head[role]:
-            head = model.get_output_embeddings()
-            dtype = torch.bfloat16 if self.bf16 else None
-            return token_logprobs(
-                hidden[layout.before], head.weight, head.bias, layout.target,
-                temperature=temperature, entropy=entropy, dtype=dtype,
+    def _vocabulary(
+        self,
+        role: str,
+        layout: Layout,
+        hidden: Tensor | None,
+        heads: frozenset[str],
+        temperature: float,
+        visits: Mapping[str, Divergence],
+    ) -> dict[str, Tensor]:
+        """What is read from the distribution over the vocabulary, chunk by chunk."""
+        at, weight, bias, dtype = self._before_softmax(role, layout, hidden)
+        out: dict[str, Tensor] = {}
+        if heads & {"logp", "entropy", *STATISTICS}:
+            read = read_distribution(
+                at, weight, bias, layout.target, temperature=temperature, dtype=dtype,
+                entropy="entropy" in heads, collision="collision_logp" in heads,
             )  # fmt: skip
-        log_p = own_logits(model, layout)
-        log_p = (log_p.float() if log_p.dtype in (torch.bfloat16, torch.float16) else log_p).div(temperature).log_softmax(-1)
-        chosen = log_p.gather(1, layout.target[:, None])[:, 0]
-        return chosen, -(log_p.exp() * log_p).sum(-1) if entropy else None
+            out |= {name: layout.scatter(getattr(read, name)) for name in read._fields if name in heads | {"logp"}}
+        if heads & {"top_ids", "top_logp"}:
+            best = likeliest(log_prob_chunks(at, weight, bias, temperature, dtype), len(at), self.top_k)
+            out |= {"top_ids": layout.scatter(best[0]), "top_logp": layout.scatter(best[1])}
+        asked = {name: visits[name] for name in sorted(heads & visits.keys())}
+        teacher = self._teacher(layout, temperature) if any(v.runs_teacher for v in asked.values()) else None
+        for name, visit in asked.items():
+            chunks = teacher if visit.runs_teacher else visit.stored_chunk
+            assert chunks is not None
+            head = divergence(at, weight, bias, visit, chunks, temperature=temperature, dtype=dtype)
+            out[name] = layout.scatter(head)
+        return out
+
+    def _before_softmax(
+        self, role: str, layout: Layout, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, torch.dtype | None]:
+        """(hidden states [n, hidden], weight, bias, dtype of the product); else (logits [n, vocab], ...)."""
+        model: Any = self.models[role]
+        if hidden is None or not self.plain_head[role]:
+            return own_logits(model, layout), None, None, None
+        head = model.get_output_embeddings()
+        return hidden[layout.before], head.weight, head.bias, torch.bfloat16 if self.bf16 else None
+
+    @torch.no_grad()
+    def _teacher(self, layout: Layout, temperature: float) -> Callable[[slice], TeacherChunk]:
+        """The teacher's log-probs of any slice of the answer tokens, from one pass through its trunk."""
+        hidden = trunk(self.models["teacher"], layout) if self.plain_head["teacher"] else None
+        at, weight, bias, dtype = self._before_softmax("teacher", layout, hidden)
+        return log_prob_chunks(at, weight, bias, temperature, dtype)
 
 
 def trunk(model: Any, layout: Layout) -> Tensor:
@@ -94,7 +134,8 @@ def own_logits(model: Any, layout: Layout) -> Tensor:
     slots = layout.input_ids.shape[1]
     columns, place = torch.unique(layout.before % slots, return_inverse=True)
     inputs: dict[str, Any] = {
-        "input_ids": layout.input_ids, "position_ids": layout.position_ids, "use_cache": False, "logits_to_keep": columns,
+        "input_ids": layout.input_ids, "position_ids": layout.position_ids,
+        "use_cache": False, "logits_to_keep": columns,
     }  # fmt: skip
     if layout.segments is None:
         logits = model(**inputs, attention_mask=layout.attention_mask).logits
@@ -108,8 +149,8 @@ def own_logits(model: Any, layout: Layout) -> Tensor:
 def head_is_linear(model: Any) -> bool:
     """Whether the model's logits are its output embedding times the last hidden state, tried on a few tokens.
 
-    The hidden states are made so large for the trial that logits reach LOUD: a cap on the logits does not show in those of
-    a fresh model, which are near 0, but would as it learns.
+    The hidden states are made so large for the trial that logits reach LOUD: a cap on the logits does not show in those
+    of a fresh model, which are near 0, but would as it learns.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):

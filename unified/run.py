@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -12,31 +13,44 @@ from torch import Tensor
 
 from unified.batch import Batch
 from unified.data import PromptGroup
+from unified.distribution import Divergence
 from unified.errors import UserError, unknown_name
 from unified.layout import Kind, Row, cut, lay_out
 from unified.processes import Processes
 from unified.roles import Asks, Roles
 from unified.stage import StageContext, TrainSettings
 from unified.stream import Stream
+from unified.teacher import visits
 
 #: fields computed before learning -> the head they are
-SCORED = {"old_logp": "logp", "ref_logp": "logp", "old_value": "value"}
+SCORED = {"old_logp": "logp", "ref_logp": "logp", "teacher_logp": "logp", "old_value": "value"}
 Sums = dict[str, tuple[float, float]]
 
 
 @dataclass
 class Table:
-    """Collected groups of one stream on this process: their rows for forwards, and the batch that plugins see."""
+    """Collected groups of one stream on this process: their rows for forwards, and the batch that plugins see.
+
+    top: the teacher's likeliest tokens where they are stored, (ids, log-probs), each [rows, time, k].
+    """
 
     stream: Stream
     groups: list[PromptGroup]
     rows: list[Row]
     batch: Batch
+    top: tuple[Tensor, Tensor] | None = None
 
     @property
     def costs(self) -> list[int]:
         """Tokens of every row."""
         return [r.tokens for r in self.rows]
+
+    @property
+    def places(self) -> list[tuple[str, int, int]]:
+        """Where things of each row are kept: by its tokens, because answers may leave a group or change places."""
+        tokens = [hash((tuple(r.prompt), tuple(r.answer), tuple(r.mask))) for r in self.rows]
+        keys = [g.key for g in self.groups for _ in g.answers]
+        return list(zip(repeat(self.stream.label), keys, tokens, strict=False))
 
 
 @dataclass
@@ -55,7 +69,8 @@ class Run:
 
     model: the prepared `Roles`; roles: the same, unwrapped. value_role: which role gives `value`.
     trained: role -> heads that are pushed there. step, iteration: optimiser steps and collected batches done.
-    kept: log-probs of the reference on fixed rows, computed once. total_prompts: prompts to draw in all.
+    kept: log-probs of the reference on fixed rows, computed once; kept_top: the teacher's likeliest tokens, likewise.
+    divergences: what the `logits` heads compute, by name. total_prompts: prompts to draw in all.
     dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
     """
 
@@ -77,6 +92,8 @@ class Run:
     iteration: int = 0
     sums: Sums = field(default_factory=dict)
     kept: dict[tuple[str, int, int], Tensor] = field(default_factory=dict)
+    kept_top: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    divergences: dict[str, Divergence] = field(default_factory=dict)
     total_prompts: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     held_out: list[Stream] = field(default_factory=list)
@@ -113,15 +130,26 @@ class Run:
 
     def trained_weights(self) -> dict[str, Tensor]:
         """A copy of what training changes."""
-        frozen = tuple(f"models.{r}." for r in self.roles.models if r not in self.trained)
+        changing = {*self.trained, *({"reference"} if self.settings.ref_sync_steps else ())}
+        frozen = tuple(f"models.{r}." for r in self.roles.models if r not in changing)
         return {k: v.detach().clone() for k, v in self.roles.state_dict().items() if not k.startswith(frozen)}
+
+    @torch.no_grad()
+    def renew_reference(self) -> None:
+        """reference <- alpha policy + (1 - alpha) reference; what was kept of the old one is forgotten."""
+        pairs = zip(self.roles.models["reference"].parameters(), self.roles.models["policy"].parameters(), strict=True)
+        for old, new in pairs:
+            old.lerp_(new.to(old.dtype), self.settings.ref_mixup_alpha)
+        self.kept.clear()
 
     def keep_best(self, measured: dict[str, float], name: str) -> None:
         """Keep a copy of the weights if this metric is the best so far. UserError for a metric that is not measured."""
         value = measured.get(name, measured.get(f"eval/{name}"))
         if value is None:
             raise UserError(unknown_name("evaluation metric", name, measured).text())
-        better = self.best is None or (value > self.best.value) == self.settings.greater_is_better and value != self.best.value
+        better = self.best is None or (
+            (value > self.best.value) == self.settings.greater_is_better and value != self.best.value
+        )
         if better:
             self.best = Best(value, self.step, self.trained_weights(), dict(measured))
 
@@ -154,14 +182,16 @@ def tabulate(run: Run, stream: Stream, groups: list[PromptGroup]) -> Table:
         "reward": reward,
         "probe": torch.tensor([a.probe for a in answers], dtype=torch.bool),
         "trajectory": torch.tensor(
-            [trajectories[a.trajectory if a.trajectory is not None else i] for i, a in enumerate(answers)], dtype=torch.long
+            [trajectories[a.trajectory if a.trajectory is not None else i] for i, a in enumerate(answers)],
+            dtype=torch.long,
         ),
     }
     if answers and all(a.sampling_logp is not None for a in answers):
         fields["sampling_logp"] = sampling * mask
     names = set.intersection(*(set(a.columns) for a in answers)) if answers else set()
     columns = {
-        n: torch.tensor([float(a.columns[n]) for a in answers], dtype=run.dtype, device=run.device) for n in sorted(names)
+        n: torch.tensor([float(a.columns[n]) for a in answers], dtype=run.dtype, device=run.device)
+        for n in sorted(names)
     }
     batch = Batch({k: v.to(run.device) for k, v in fields.items()}, columns, run.processes)
     return Table(stream, groups, rows, batch)
@@ -187,8 +217,9 @@ def forward(run: Run, table: Table | None, index: Sequence[int], asks: Asks) -> 
     rows = [table.rows[i] for i in index] if table and index else [Row([run.pad], [run.pad], [True])]
     temperature = table.stream.temperature if table else 1.0
     layout = lay_out(rows, run.layout, pad=run.pad).to(run.device)
+    seen = visits(run, table, list(index), layout)
     try:
-        out: dict[str, dict[str, Tensor]] = run.model(layout, asks, temperature)
+        out: dict[str, dict[str, Tensor]] = run.model(layout, asks, temperature, seen)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(run) from error
     return out
@@ -197,7 +228,7 @@ def forward(run: Run, table: Table | None, index: Sequence[int], asks: Asks) -> 
 def out_of_memory(run: Run) -> UserError:
     """The one message that says which budget to lower."""
     return UserError(
-        f"stage '{run.stage.name}': out of memory in a forward or backward of {run.settings.tokens_per_micro_batch} tokens",
+        f"stage '{run.stage.name}': out of memory in a pass over {run.settings.tokens_per_micro_batch} tokens",
         f"lower `tokens_per_micro_batch` (now {run.settings.tokens_per_micro_batch}); gradients do not depend on it",
         "or set `gradient_checkpointing: true`, or `bf16: true`",
     )
@@ -210,7 +241,11 @@ def heads_without_gradient(run: Run, table: Table, wanted: Sequence[int], asks: 
     Every process runs as many forwards as the one that needs most.
     """
     costs = [table.costs[i] for i in wanted]
-    parts = [m for p in cut(costs, [[i] for i in range(len(wanted))], run.settings.tokens_per_micro_batch, run.layout) for m in p]
+    parts = [
+        m
+        for p in cut(costs, [[i] for i in range(len(wanted))], run.settings.tokens_per_micro_batch, run.layout)
+        for m in p
+    ]
     full: dict[str, dict[str, Tensor]] = {r: {} for r in asks}
     shape = table.batch.loss_mask.shape
     for k in range(run.processes.most(len(parts))):
@@ -218,9 +253,13 @@ def heads_without_gradient(run: Run, table: Table, wanted: Sequence[int], asks: 
         heads = forward(run, table, index, asks)
         for role, named in heads.items():
             for head, value in named.items():
-                out = full[role].setdefault(head, torch.zeros(shape, dtype=value.dtype, device=value.device))
+                blank = torch.zeros((*shape, *value.shape[2:]), dtype=value.dtype, device=value.device)
+                out = full[role].setdefault(head, blank)
                 if index:
                     out[torch.tensor(index, device=value.device), : value.shape[1]] = value
+    for role, names in asks.items():  # where no process has a row, the fields are there all the same
+        for head in names:
+            full[role].setdefault(head, torch.zeros(shape, dtype=run.dtype, device=run.device))
     return full
 
 
@@ -229,6 +268,6 @@ def score_answers(run: Run, role: str, groups: list[PromptGroup]) -> list[list[f
     probe = Stream(run.stage.name, groups, run.streams[0].source, None, [], 0)
     table = tabulate(run, probe, groups)
     scores = heads_without_gradient(run, table, list(range(len(table.rows))), {role: frozenset({"score"})})[role]
-    at_end = (scores["score"] * table.batch.last).sum(1).tolist() if "score" in scores else []
+    at_end = (scores["score"] * table.batch.last).sum(1).tolist()
     read = iter(value if any(row.mask) else None for value, row in zip(at_end, table.rows, strict=True))
     return [[next(read) for _ in g.answers] for g in groups]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from unified.run import Run, score_answers
 from unified.settings import Chosen
 from unified.stage import StageContext, TermSettings, TrainSettings
 from unified.stream import Stream
+from unified.teacher import check_vocabulary, divergences, load_teacher, most_stored
 
 
 def set_up(stage: StageContext, settings: TrainSettings) -> Run:
@@ -47,6 +49,7 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layout = choose_layout(settings, models)
     roles = Roles(models, value_head=value_head, bf16=settings.bf16)
+    roles.top_k = most_stored(t for t, _ in terms)
     modules: dict[str, nn.Module] = {r: roles.models[r] for r in trained}
     if value_head is not None:
         modules["policy"] = nn.ModuleList([roles.models["policy"], value_head])
@@ -54,9 +57,10 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     model, optimizer = accelerator.prepare(roles, optimizer)
     total, steps = plan_steps(settings, len(streams[0].rows))
     run = Run(
-        stage, settings, accelerator, Processes(accelerator), model, accelerator.unwrap_model(model), tokenizer, streams,
-        optimizer, schedule(optimizer, settings, steps), steps, layout,
-        value_role="policy" if value_head is not None else "critic", trained=trained, total_prompts=total, dropped=counted,
+        stage, settings, accelerator, Processes(accelerator), model, accelerator.unwrap_model(model), tokenizer,
+        streams, optimizer, schedule(optimizer, settings, steps), steps, layout,
+        value_role="policy" if value_head is not None else "critic", trained=trained, total_prompts=total,
+        dropped=counted, divergences=divergences(t for t, _ in terms),
     )  # fmt: skip
     for i, stream in enumerate(streams):
         stream.score = _scorer(run, f"judge-{i}")
@@ -67,10 +71,13 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
 def stage_terms(settings: TrainSettings) -> list[tuple[Term, TermSettings]]:
     """The summands of the stage: those under `terms`, or the one algorithm."""
     written = settings.terms or [TermSettings(algorithm=settings.algorithm)]
-    return [
-        (Term(t.algorithm.part, t.algorithm.settings, t.weight, t.on, t.aggregation, t.constant_length), t)  # type: ignore[attr-defined]
+    terms = [
+        (Term(t.algorithm.part, t.algorithm.settings, t.weight, t.on, t.aggregation, t.constant_length), t)
         for t in written
     ]
+    for i, (term, _) in enumerate(terms):
+        term.slot = f"logits#{i}" if i else "logits"
+    return terms
 
 
 def trained_heads(terms: list[Term], settings: TrainSettings) -> dict[str, frozenset[str]]:
@@ -81,7 +88,7 @@ def trained_heads(terms: list[Term], settings: TrainSettings) -> dict[str, froze
     for term in terms:
         for head in term.aggregations:
             role = roles.get(head, "policy")
-            out[role] = out.get(role, frozenset()) | {head}
+            out[role] = out.get(role, frozenset()) | {term.slot if head == "logits" else head}
     return out
 
 
@@ -96,6 +103,9 @@ def load_models(
     if "ref_logp" in read:  # before the policy, which may be the same object in memory and is trained in place
         source = artifact if settings.reference == "input" else stage.artifact(settings.reference)
         models["reference"] = source.load("policy")
+    teacher = load_teacher(stage, settings, plain, artifact)
+    if teacher is not None:
+        models["teacher"] = teacher
     if "scorer" in trained:
         models["scorer"] = artifact.load("scalar", dropout=settings.dropout, trained=True)
     needs_value = any("value" in h for h in trained.values()) or "old_value" in read or "value" in read
@@ -105,9 +115,13 @@ def load_models(
         models["critic"] = start.load("scalar", dropout=settings.dropout)
     if "policy" in trained or not models:
         models["policy"] = artifact.load("policy", dropout=settings.dropout, trained=True)
+    check_vocabulary(stage.name, models)
     if needs_value and settings.critic.trunk == "shared":
         if settings.critic.model:
-            raise UserError("a critic that shares the policy's trunk cannot start from another model", "drop `model`, or `trunk: shared`")
+            raise UserError(
+                "a critic that shares the policy's trunk cannot start from another model",
+                "drop `model`, or `trunk: shared`",
+            )
         embeddings = models["policy"].get_input_embeddings().weight
         value_head = load_value_head(artifact, embeddings.shape[1])
         if embeddings.dtype == torch.float64:
@@ -130,9 +144,11 @@ def _reward_of(chosen: Any, algorithm: Any) -> Chosen | None:
     from unified.settings import choose
 
     if chosen is not None:
-        return chosen  # type: ignore[no-any-return]
+        return chosen
     if algorithm.reward == "required":
-        raise UserError(f"algorithm '{algorithm.name}' needs a reward", "write `reward: NAME`; `unified list reward` shows them")
+        raise UserError(
+            f"algorithm '{algorithm.name}' needs a reward", "write `reward: NAME`; `unified list reward` shows them"
+        )
     found, problems = choose("reward", algorithm.reward)
     if problems:
         raise UserError(problems[0].text())
@@ -140,11 +156,12 @@ def _reward_of(chosen: Any, algorithm: Any) -> Chosen | None:
 
 
 def _first_algorithm(settings: TrainSettings) -> Any:
-    return (settings.terms[0].algorithm if settings.terms else settings.algorithm).part  # type: ignore[attr-defined,union-attr]
+    chosen: Any = settings.terms[0].algorithm if settings.terms else settings.algorithm
+    return chosen.part
 
 
 def _rewards(settings: TrainSettings) -> list[Chosen | None]:
-    own = [_reward_of(t.reward, t.algorithm.part) for t in _written_terms(settings)]  # type: ignore[attr-defined]
+    own = [_reward_of(t.reward, t.algorithm.part) for t in _written_terms(settings)]
     return [_reward_of(settings.reward, _first_algorithm(settings)), *own]
 
 
@@ -152,7 +169,9 @@ def _evaluation_reward(settings: TrainSettings) -> Chosen | None:
     return settings.evaluation.reward if settings.evaluation else None
 
 
-def make_streams(stage: StageContext, settings: TrainSettings, renderer: Renderer, counted: dict[str, int]) -> list[Stream]:
+def make_streams(
+    stage: StageContext, settings: TrainSettings, renderer: Renderer, counted: dict[str, int]
+) -> list[Stream]:
     """The stream that drives the stage, with the terms on its rows, and one for each term with rows of its own."""
     from unified.settings import choose
 
@@ -174,13 +193,30 @@ def make_streams(stage: StageContext, settings: TrainSettings, renderer: Rendere
         for name, number in counts.items():
             counted[name] = counted.get(name, 0) + number
         streams.append(
-            Stream(stage.name, rows, source, rewards[i], of_stream, stage.seed + i, per_step, list(settings.filters), label=f"train-{i}")
+            Stream(
+                stage.name,
+                rows,
+                source,
+                rewards[i],
+                of_stream,
+                stage.seed + i,
+                per_step,
+                list(settings.filters),
+                label=f"train-{i}",
+            )
         )
     return streams
 
 
 def open_rows(
-    data: Any, split: str, home: Path, seed: int, renderer: Renderer, settings: TrainSettings, terms: list[Term], source: Any
+    data: Any,
+    split: str,
+    home: Path,
+    seed: int,
+    renderer: Renderer,
+    settings: TrainSettings,
+    terms: list[Term],
+    source: Any,
 ) -> tuple[list[PromptGroup], dict[str, int]]:
     """The rows of a dataset as tokens, and what was counted on the way. UserError for rows that do not fit."""
     if data is None:
@@ -202,8 +238,12 @@ def held_out_streams(stage: StageContext, settings: TrainSettings, renderer: Ren
     rows, counts = open_rows(data, "held_out", stage.home, stage.seed, renderer, settings, driver.terms, driver.source)
     for name, number in counts.items():
         run.dropped[f"held_out_{name}"] = number
-    stream = Stream(stage.name, rows, driver.source, driver.reward, driver.terms, stage.seed, label="held-out", score=driver.score)
-    judged = Stream(stage.name, rows, driver.source, wanted.reward, [], stage.seed, label="judged", score=_scorer(run, "judge-eval"))  # type: ignore[arg-type]
+    stream = Stream(
+        stage.name, rows, driver.source, driver.reward, driver.terms, stage.seed, label="held-out", score=driver.score
+    )
+    judged = Stream(
+        stage.name, rows, driver.source, wanted.reward, [], stage.seed, label="judged", score=_scorer(run, "judge-eval")
+    )
     return [stream, judged]
 
 
@@ -224,16 +264,18 @@ def choose_layout(settings: TrainSettings, models: dict[str, Any]) -> Kind:
         return "padded"
     exact = all(packing_is_exact(m) for m in models.values())
     if settings.layout == "packed" and not exact:
-        raise UserError("`layout: packed`: this model mixes the rows of a packed stream", "use `layout: padded`, or `auto`")
+        raise UserError(
+            "`layout: packed`: this model mixes the rows of a packed stream", "use `layout: padded`, or `auto`"
+        )
     return "packed" if exact else "padded"
 
 
 def plan_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:
-    """(prompts drawn in all, optimiser steps in all)."""
+    """(prompts drawn at most, optimiser steps at most)."""
     collected = settings.collect_size or settings.batch_size
     per_collect = settings.inner_epochs * math.ceil(collected / settings.batch_size)
     if settings.max_steps > 0:
-        return math.ceil(settings.max_steps / per_collect) * collected, settings.max_steps
+        return sys.maxsize, settings.max_steps
     total = max(1, round(rows * settings.num_train_epochs))
     full, rest = divmod(total, collected)
     return total, full * per_collect + settings.inner_epochs * math.ceil(rest / settings.batch_size)

@@ -99,10 +99,10 @@ def facts(part: Part) -> list[tuple[str, str]]:
         return []
     settings = _defaults(part.settings)
     given = ["coefficient" if part.coefficient else "", "loss" if part.loss else "", "credit" if part.credit else ""]
-    out = [
-        ("gives", ", ".join(filter(None, given))),
-        ("scope", f"{part.scope} (how far an answer's coefficient looks)"),
-    ]
+    out = [("gives", ", ".join(filter(None, given)))]
+    if settings is not None or not callable(part.scope):
+        scope = part.scope_of(settings)  # type: ignore[arg-type]
+        out.append(("scope", f"{scope} (how far an answer's coefficient looks)"))
     if settings is not None or not callable(part.aggregation):
         pushed = part.aggregations(settings)  # type: ignore[arg-type]
         out.append(("pushes", ", ".join(f"{head} weighed by {how}" for head, how in pushed.items())))
@@ -130,7 +130,10 @@ def _print_settings(console: Console, cls: type[Settings], title: str) -> None:
     if cls is NoSettings or not cls.model_fields:
         console.print(Text("no settings"))
         return
-    table = Table("setting", "type", "default", "meaning", title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
+    table.add_column("setting", no_wrap=True)  # it is what a person types
+    for heading in ("type", "default", "meaning"):
+        table.add_column(heading)
     for row in describe_fields(cls):
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)

@@ -33,7 +33,7 @@ class StageContext:
 
 @dataclass
 class StageResult:
-    """What a stage made: `artifact` its model (None for a stage that makes none), `summary` the numbers for the table."""
+    """What a stage made: `artifact` its model (None where it makes none), `summary` the numbers for the table."""
 
     artifact: Artifact | None = None
     summary: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +70,9 @@ class CriticSettings(Settings):
     """The value model of algorithms that push `value`."""
 
     trunk: Literal["own", "shared"] = Field("own", description="own: a model of its own; shared: a head on the policy")
-    model: str | None = Field(None, description="start: stage:NAME or a path of a scalar model; none: fresh from the policy")
+    model: str | None = Field(
+        None, description="start: stage:NAME or a path of a scalar model; none: fresh from the policy"
+    )
 
 
 class EvaluationSettings(Settings):
@@ -87,16 +89,25 @@ class EvaluationSettings(Settings):
 class TrainSettings(Settings):
     """A training stage: terms, data, and the optimiser. Names are those of transformers where it has one."""
 
-    algorithm: choice("algorithm") | None = Field(None, description="the one algorithm of this stage, in place of `terms`")  # type: ignore[valid-type]
+    algorithm: choice("algorithm") | None = Field(  # type: ignore[valid-type]
+        None, description="the one algorithm of this stage, in place of `terms`"
+    )
     terms: list[TermSettings] = Field([], description="summands of the gradient; the first drives the steps")
     model: str = Field("base", description="what is trained: base (the recipe's model), stage:NAME, a path or hub id")
     reference: str = Field("input", description="the frozen reference: input (what the stage was handed), or a model")
+    teacher: str | None = Field(None, description="the frozen teacher of distillation: stage:NAME, a path or hub id")
     critic: CriticSettings = Field(CriticSettings(), description="the value model, for algorithms with one")
     data: choice("dataset") | None = Field(None, description="where rows come from: a dataset, or the path of a file")  # type: ignore[valid-type]
     source: choice("source") | None = Field(None, description="how prompts get answers; without, the algorithm's own")  # type: ignore[valid-type]
     reward: choice("reward") | None = Field(None, description="how answers are judged; without, the algorithm's own")  # type: ignore[valid-type]
-    engine: choice("engine") | None = Field(None, description="what samples answers; without, `transformers` in process")  # type: ignore[valid-type]
+    engine: choice("engine") | None = Field(  # type: ignore[valid-type]
+        None, description="what samples answers; without, `transformers` in process"
+    )
     filters: list[choice("filter")] = Field([], description="rules that drop groups before they are learned from")  # type: ignore[valid-type]
+
+    refill: int = Field(0, ge=0, description="collections more, at most, to replace sampled groups that were dropped")
+    ref_sync_steps: int | None = Field(None, ge=1, description="optimiser steps between renewals of the reference")
+    ref_mixup_alpha: float = Field(1.0, gt=0, le=1, description="share of the policy in a renewed reference")
 
     max_steps: int = Field(-1, description="optimiser steps; -1: as many as num_train_epochs gives")
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the data, where max_steps is -1")
@@ -106,7 +117,9 @@ class TrainSettings(Settings):
     learning_rate: float | dict[str, float] = Field(1e-5, description="of all roles, or {policy: ..., critic: ...}")
     lr_scheduler_type: str = Field("constant", description="a schedule of transformers: constant, linear, cosine, ...")
     warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
-    warmup_ratio: float = Field(0.0, ge=0, le=1, description="the same as a share of all steps, where warmup_steps is 0")
+    warmup_ratio: float = Field(
+        0.0, ge=0, le=1, description="the same as a share of all steps, where warmup_steps is 0"
+    )
     optim: str = Field("adamw_torch", description="adamw_torch, adam, sgd, or a name in torch.optim")
     weight_decay: float = Field(0.0, ge=0, description="not applied to norms and biases")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="first moment decay")
@@ -118,13 +131,20 @@ class TrainSettings(Settings):
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the trained model; without: 0")
 
     layout: Literal["auto", "padded", "packed"] = Field("auto", description="how answers are laid out in the forward")
-    tokens_per_micro_batch: int = Field(8192, ge=1, description="token slots of one forward; lower it when memory runs out")
-    max_length: int | None = Field(None, ge=1, description="longest prompt with answer, in tokens; without, the model's limit")
+    tokens_per_micro_batch: int = Field(
+        8192, ge=1, description="token slots of one forward; lower it when memory runs out"
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="longest prompt with answer, in tokens; without, the model's limit"
+    )
 
-    too_long: Literal["refuse", "drop"] = Field("refuse", description="rows over max_length: an error, or dropped and counted")
+    too_long: Literal["refuse", "drop"] = Field(
+        "refuse", description="rows over max_length: an error, or dropped and counted"
+    )
 
     evaluation: EvaluationSettings | None = Field(None, description="what is measured on held-out prompts")
     eval_steps: int | None = Field(None, ge=1, description="measure every so many optimiser steps; without, at the end")
+    eval_on_start: bool = Field(False, description="measure before the first step as well")
     metric_for_best_model: str | None = Field(None, description="keep the weights that are best by this eval metric")
     greater_is_better: bool = Field(True, description="whether a higher metric is better")
     save_steps: int | None = Field(None, ge=1, description="optimiser steps between checkpoints to resume from")

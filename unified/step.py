@@ -1,4 +1,4 @@
-"""The step, verb by verb (DESIGN section 6): collect, judge, select, score, credit, then count, weigh and push, update."""
+"""The step, verb by verb: collect, judge, select, score, credit, then count, weigh and push, update."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ from unified.coefficient import named_loss, push
 from unified.data import PromptGroup
 from unified.errors import PluginError, UserError
 from unified.layout import cut
-from unified.parts import HEADS
 from unified.run import SCORED, Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
 from unified.stream import Sampler, Stream, seed_of
+from unified.teacher import score_teacher
 
 
 def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
@@ -27,9 +26,9 @@ def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
     drawn = run.processes.mine(stream.draw(n))
     if not stream.online:
         return stream.collect([g for _, g in drawn], _no_sampling, run.stage.seed)
-    torch.manual_seed(seed_of("rollout", run.stage.seed, run.iteration, run.step, run.processes.rank))
+    torch.manual_seed(seed_of("rollout", run.stage.seed, run.iteration, stream.position, run.processes.rank))
     sampler = Sampler(run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step)
-    return stream.collect([g for _, g in drawn], sampler, seed_of("source", run.stage.seed, run.iteration))
+    return stream.collect([g for _, g in drawn], sampler, seed_of("source", run.stage.seed, run.iteration, stream.position))
 
 
 def _no_sampling(*_: Any) -> Any:
@@ -51,14 +50,14 @@ def select(run: Run, stream: Stream, groups: list[PromptGroup]) -> list[PromptGr
     missing, left = run.processes.most(counts["missing"]), run.processes.most(len(kept))  # every process asks
     if missing and not left and stream.reward:
         raise UserError(
-            f"stage '{run.stage.name}', step {run.step + 1}: no answer of this batch has a reward (reward '{stream.reward.name}')",
+            f"stage '{run.stage.name}', step {run.step + 1}: reward '{stream.reward.name}' judged no answer",
             "choose a `reward` that judges these answers; `unified list reward` shows them",
         )
     return kept
 
 
 def score(run: Run, table: Table, *, several_steps: bool) -> None:
-    """Add what the terms read and does not change while they learn: old_logp, ref_logp, old_value.
+    """Add what the terms read and does not change while they learn: old_logp, ref_logp, old_value, the teacher's.
 
     The old policy is not asked where the whole collected batch is one optimiser step: then it is the policy itself.
     Log-probs of the reference on fixed rows are computed once and kept.
@@ -67,7 +66,7 @@ def score(run: Run, table: Table, *, several_steps: bool) -> None:
     credited = {name for t in table.stream.terms for name in t.credit_reads}
     if not several_steps and "old_logp" not in credited:
         needed.discard("old_logp")
-    where = {"old_logp": "policy", "ref_logp": "reference", "old_value": run.value_role}
+    where = {"old_logp": "policy", "ref_logp": "reference", "teacher_logp": "teacher", "old_value": run.value_role}
     everything = range(len(table.rows))
     fresh = _unknown_reference(run, table) if "ref_logp" in needed and not table.stream.online else None
     for names, wanted in (
@@ -80,26 +79,20 @@ def score(run: Run, table: Table, *, several_steps: bool) -> None:
         for name in names:
             asks[where[name]] = asks.get(where[name], frozenset()) | {SCORED[name]}
         heads = heads_without_gradient(run, table, wanted, asks)
-        table.batch = table.batch.plus(**{n: heads[where[n]][SCORED[n]] for n in names if SCORED[n] in heads[where[n]]})
+        table.batch = table.batch.plus(**{n: heads[where[n]][SCORED[n]] for n in names})
     if fresh is not None:
         _keep_reference(run, table, set(fresh))
-
-
-def _places(table: Table) -> list[tuple[str, int, int]]:
-    """Where the reference of each row is kept: by its tokens, because answers may leave a group or change places."""
-    tokens = [hash((tuple(r.prompt), tuple(r.answer), tuple(r.mask))) for r in table.rows]
-    return list(zip(repeat(table.stream.label), (g.key for g in table.groups for _ in g.answers), tokens, strict=False))
+    score_teacher(run, table)
 
 
 def _unknown_reference(run: Run, table: Table) -> list[int]:
-    return [i for i, place in enumerate(_places(table)) if place not in run.kept]
+    return [i for i, place in enumerate(table.places) if place not in run.kept]
 
 
 def _keep_reference(run: Run, table: Table, fresh: set[int]) -> None:
     """Keep what is new, and fill in what was known."""
-    blank = torch.zeros(table.batch.loss_mask.shape, dtype=run.dtype, device=run.device)
-    value = table.batch.ref_logp if table.batch.has("ref_logp") else blank
-    for i, place in enumerate(_places(table)):
+    value = table.batch.ref_logp
+    for i, place in enumerate(table.places):
         length = len(table.rows[i].answer)
         if i in fresh:
             run.kept[place] = value[i, :length].clone()
@@ -120,15 +113,35 @@ def credit(run: Run, table: Table) -> None:
         try:
             made = {name: table.batch.expand(value, name).detach() for name, value in given.items()}
         except ValueError as error:
-            raise PluginError(f"stage '{run.stage.name}': credit of algorithm '{term.algorithm.name}': {error}") from error
+            raise PluginError(
+                f"stage '{run.stage.name}': credit of algorithm '{term.algorithm.name}': {error}"
+            ) from error
         table.batch = table.batch.plus(**made)
 
 
-def prepare(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
-    """collect, judge, select, score and credit: everything before the first gradient."""
+def collected(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
+    """The next n prompts of all processes, answered and judged; this process's groups that go on."""
     groups = collect(run, stream, n)
     judge(run, stream, groups)
-    table = tabulate(run, stream, select(run, stream, groups))
+    return select(run, stream, groups)
+
+
+def prepare(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
+    """collect, judge, select, score and credit: everything before the first gradient.
+
+    Sampled groups that were dropped are replaced by fresh ones, `refill` times at most.
+    """
+    groups = collected(run, stream, n)
+    wanted = len(range(run.processes.rank, n, run.processes.count))
+    for _ in range(run.settings.refill if stream.online else 0):
+        lacking = run.processes.most(wanted - len(groups))
+        if lacking <= 0:
+            break
+        groups += collected(run, stream, lacking * run.processes.count)
+        run.add("refilled", 1.0, 0.0)
+    if len(groups) > wanted:
+        run.add("dropped/surplus", len(groups) - wanted, 0.0)
+    table = tabulate(run, stream, groups[:wanted])
     score(run, table, several_steps=several_steps)
     credit(run, table)
     return table
@@ -136,7 +149,7 @@ def prepare(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
 
 @dataclass
 class Work:
-    """One stream's part of an optimiser step on this process: its rows, their w per term and head, and what is known."""
+    """One stream's part of an optimiser step on this process: its rows, their w per term and head, what is known."""
 
     table: Table
     batch: Batch
@@ -152,7 +165,7 @@ def count(run: Run, table: Table, index: list[int]) -> Work:
     at = torch.tensor(index, dtype=torch.long, device=run.device)
     batch = table.batch.rows(at, time=table.batch.loss_mask.shape[1]) if index else table.batch.rows(at)
     w = [t.normalisers(batch, t.rows(batch), run.processes) for t in table.stream.terms]
-    whole = any(t.algorithm.scope != "answer" for t in table.stream.terms)
+    whole = any(t.scope != "answer" for t in table.stream.terms)
     groups = batch.group.tolist()
     units: dict[int, list[int]] = {}
     for i in range(len(index)):
@@ -163,9 +176,9 @@ def count(run: Run, table: Table, index: list[int]) -> Work:
 
 
 def look_ahead(run: Run, work: Work) -> None:
-    """What must be known before the first push: statistics of scope "step", and coefficients of groups over the budget."""
+    """What must be known before the first push: statistics of the step, coefficients of groups over the budget."""
     terms = work.table.stream.terms
-    step_scope = any(t.algorithm.scope == "step" for t in terms)
+    step_scope = any(t.scope == "step" for t in terms)
     wide = [p for p in work.passes if len(p) > 1]
     wanted = [i for p in (work.passes if step_scope else wide) for m in p for i in m]
     if not run.processes.most(len(wanted)):
@@ -176,9 +189,7 @@ def look_ahead(run: Run, work: Work) -> None:
     now = {h: v[at] for named in heads.values() for h, v in named.items()}
     batch = _with_old(work.batch.plus(**now), terms)
     if step_scope:
-        work.statistics = [
-            dict(t.call("statistics", batch=batch)) if t.algorithm.statistics else {} for t in terms
-        ]
+        work.statistics = [dict(t.call("statistics", batch=batch)) if t.algorithm.statistics else {} for t in terms]
     for part in wide:
         rows = torch.tensor([i for m in part for i in m], device=run.device)
         group = batch.rows(rows, time=batch.loss_mask.shape[1])
@@ -258,7 +269,7 @@ def weigh(run: Run, work: Work, micro: list[int], heads: dict[str, Tensor]) -> d
     terms = work.table.stream.terms
     at = torch.tensor(micro, device=run.device)
     time = next(iter(heads.values())).shape[1]
-    now = {h: v.detach() for h, v in heads.items() if h in HEADS}
+    now = {h: v.detach() for h, v in heads.items()}
     batch = _with_old(work.batch.rows(at, time=time).plus(**now), terms)
     w = [{h: x[at] for h, x in each.items()} for each in work.w]
     known = work.known.get(id(micro))
@@ -273,7 +284,14 @@ def weigh(run: Run, work: Work, micro: list[int], heads: dict[str, Tensor]) -> d
 
 
 def log_term(
-    run: Run, term: Any, batch: Batch, w: dict[str, Tensor], statistics: dict[str, Tensor], own: dict[str, Tensor], *, several: bool
+    run: Run,
+    term: Any,
+    batch: Batch,
+    w: dict[str, Tensor],
+    statistics: dict[str, Tensor],
+    own: dict[str, Tensor],
+    *,
+    several: bool,
 ) -> None:
     """Add a term's named loss, its own metrics, and how its coefficients lie."""
     prefix = f"{term.algorithm.name}/" if several else ""
@@ -296,12 +314,16 @@ def update(run: Run) -> None:
     """Clip each role's gradient, step the optimiser and the schedule."""
     limit = run.settings.max_grad_norm or float("inf")
     for role in run.trained:
-        parameters = [p for g in run.optimizer.param_groups if g["role"] == role for p in g["params"] if p.grad is not None]
+        parameters = [
+            p for g in run.optimizer.param_groups if g["role"] == role for p in g["params"] if p.grad is not None
+        ]
         if not parameters:
             continue
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
         if not math.isfinite(norm):
-            raise PluginError(f"stage '{run.stage.name}', step {run.step + 1}: the gradient of {role} is not finite (norm {norm})")
+            raise PluginError(
+                f"stage '{run.stage.name}', step {run.step + 1}: the gradient of {role} is not finite (norm {norm})"
+            )
         run.add("grad_norm" if role in ("policy", "scorer") else f"grad_norm/{role}", norm)
     run.add("learning_rate", float(run.optimizer.param_groups[0]["lr"]))
     run.optimizer.step()

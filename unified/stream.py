@@ -1,4 +1,4 @@
-"""Where the groups of a stage's terms come from: rows in seeded order, a source, a reward, and the terms that use them."""
+"""Where the groups of a stage's terms come from: rows in seeded order, a source, a reward, and terms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Stream:
     """Rows that one or more terms learn from.
 
     rows: all prompt groups of the dataset, as tokens. source, reward: how they get answers, and how these are judged.
-    terms: those that act on these rows. per_step: prompts per optimiser step; None for the stream that drives the stage.
+    terms: those that act on these rows. per_step: prompts per optimiser step; None for the one that drives.
     position: rows drawn so far; with the seed it says everything about the order. stage: for messages. label: its own
     name in the stage.
     """
@@ -70,7 +70,9 @@ class Stream:
         self.position += n
         return out
 
-    def collect(self, prompts: list[PromptGroup], sample: Callable[..., list[list[Answer]]], seed: int) -> list[PromptGroup]:
+    def collect(
+        self, prompts: list[PromptGroup], sample: Callable[..., list[list[Answer]]], seed: int
+    ) -> list[PromptGroup]:
         """Ask the source for answers to these prompts."""
         groups = self._call(
             self.source, "collect", prompts=prompts, settings=self.source.settings, sample=sample, seed=seed
@@ -85,7 +87,13 @@ class Stream:
         wanted = [len(g.answers) for g in groups]
         lists = isinstance(given, (list, tuple)) and all(isinstance(r, (list, tuple)) for r in given)
         if not lists or [len(r) for r in given] != wanted:
-            what = [len(r) for r in given] if lists else type(given).__name__ if not isinstance(given, list) else "no lists"
+            what = (
+                [len(r) for r in given]
+                if lists
+                else type(given).__name__
+                if not isinstance(given, list)
+                else "no lists"
+            )
             raise PluginError(
                 f"stage '{self.stage}': reward '{self.reward.name}' gave {what} judgements for {wanted} answers; "
                 "it must give a list for every group, with an entry for every answer"
@@ -120,16 +128,19 @@ class Stream:
         except (UserError, PluginError):
             raise
         except Exception as error:
-            raise PluginError(
-                f"stage '{self.stage}': {function} of {chosen.part.kind} '{chosen.name}' raised {type(error).__name__}: {error}"
-            ) from error
+            what = (
+                f"{function} of {getattr(chosen.part, 'of', chosen.part.kind)} '{chosen.name}'"  # a rule's kind is `of`
+            )
+            raise PluginError(f"stage '{self.stage}': {what} raised {type(error).__name__}: {error}") from error
 
 
 def _check_reward(stream: Stream, reward: Any, answer: Answer) -> None:
     numbers = reward if isinstance(reward, (list, tuple)) else [0.0 if reward is None else reward]
     name = stream.reward.name if stream.reward else ""
     if isinstance(reward, (list, tuple)) and len(reward) != len(answer.ids):
-        raise PluginError(f"stage '{stream.stage}': reward '{name}' gave {len(reward)} numbers for {len(answer.ids)} tokens")
+        raise PluginError(
+            f"stage '{stream.stage}': reward '{name}' gave {len(reward)} numbers for {len(answer.ids)} tokens"
+        )
     for number in numbers:
         if not isinstance(number, (int, float)) or number != number or abs(number) == float("inf"):
             raise PluginError(
@@ -149,7 +160,9 @@ class Sampler:
 
     def __call__(self, prompts: list[PromptGroup], n: int, sampling: Sampling) -> list[list[Answer]]:
         """n answers to each prompt."""
-        engine = self.engine or Chosen(catalogue().get("engine", DEFAULT_ENGINE), catalogue().get("engine", DEFAULT_ENGINE).settings())
+        engine = self.engine or Chosen(
+            catalogue().get("engine", DEFAULT_ENGINE), catalogue().get("engine", DEFAULT_ENGINE).settings()
+        )
         answers: list[list[Answer]] = call_named(
             engine.part.generate, model=self.model, tokenizer=self.tokenizer, prompts=[p.prompt for p in prompts],
             n=n, sampling=sampling, settings=engine.settings,

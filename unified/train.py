@@ -40,10 +40,12 @@ def train(stage: StageContext, settings: TrainSettings) -> tuple[Run, dict[str, 
     """Train without writing a model; the run that is returned holds it in memory."""
     run = set_up(stage, settings)
     loop = Loop(run, started=time.time())
-    resume(run)
-    while run.step < run.steps:
+    resumed = resume(run)
+    if settings.eval_on_start and not resumed:
+        loop.evaluate(written=True)
+    while run.step < run.steps and run.streams[0].position < run.total_prompts:
         loop.iterate()
-    loop.evaluate(last=True)
+    loop.evaluate(written=True)
     loop.restore_best()
     return run, loop.summary()
 
@@ -77,6 +79,9 @@ class Loop:
                 optimise(run, [*works, count(run, table, index)])
         run.iteration += 1
         metrics = self.control(run.step - before)
+        every = settings.ref_sync_steps
+        if every and run.step // every > before // every:
+            run.renew_reference()
         if settings.eval_steps and run.step // settings.eval_steps > before // settings.eval_steps:
             metrics |= self.evaluate()
         self.report(table, metrics)
@@ -112,8 +117,11 @@ class Loop:
         run.stage.notify("step_finished", stage=run.stage.name, step=run.step, metrics=metrics)
         run.stage.progress(run.step, run.steps, metrics)
 
-    def evaluate(self, *, last: bool = False) -> dict[str, float]:
-        """Measure on held-out prompts (once per step), and keep the weights if they are the best so far."""
+    def evaluate(self, *, written: bool = False) -> dict[str, float]:
+        """Measure on held-out prompts (once per step), and keep the weights if they are the best so far.
+
+        written: as a line of its own in metrics.jsonl, and not with those of the step.
+        """
         run = self.run
         if run.settings.evaluation is None or self.evaluated_at == run.step:
             return {}
@@ -123,7 +131,7 @@ class Loop:
         name = run.settings.metric_for_best_model
         if name:
             run.keep_best(measured, name)
-        if last and run.accelerator.is_main_process:
+        if written and run.accelerator.is_main_process:
             with (run.stage.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": run.step, **{k: _finite(v) for k, v in measured.items()}}) + "\n")
         return measured
@@ -202,7 +210,13 @@ def write_samples(run: Run, groups: list[PromptGroup]) -> None:
         for group in groups:
             answer = max(group.answers, key=lambda a: a.total_reward or 0.0)
             text = answer.text or run.tokenizer.decode(answer.ids, skip_special_tokens=True)
-            row = {"step": run.step, "prompt": group.text, "answer": text, "reward": answer.total_reward, "finish": answer.finish}
+            row = {
+                "step": run.step,
+                "prompt": group.text,
+                "answer": text,
+                "reward": answer.total_reward,
+                "finish": answer.finish,
+            }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

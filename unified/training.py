@@ -1,4 +1,4 @@
-"""What the training stage promises and refuses, without loading a model: the functions that its stage kind is made of."""
+"""What the training stage promises and refuses, without loading a model: what its stage kind is made of."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
 def written_terms(settings: TrainSettings) -> list[tuple[Path_, Any]]:
     """(path of keys, choice of algorithm) of every term."""
     if settings.terms:
-        return [(("terms", i, "algorithm"), t.algorithm) for i, t in enumerate(settings.terms)]  # type: ignore[attr-defined]
+        return [(("terms", i, "algorithm"), t.algorithm) for i, t in enumerate(settings.terms)]
     return [(("algorithm",), settings.algorithm)] if settings.algorithm is not None else []
 
 
@@ -44,6 +44,8 @@ def uses(settings: TrainSettings) -> list[tuple[Path_, str, str]]:
     out: list[tuple[Path_, str, str]] = [(("model",), settings.model, "any" if heads == {"score"} else "policy")]
     if settings.reference != "input":
         out.append((("reference",), settings.reference, "policy"))
+    if settings.teacher is not None:
+        out.append((("teacher",), settings.teacher, "policy"))
     if settings.critic.model is not None and "value" in heads:
         out.append((("critic",), settings.critic.model, "any"))
     for path, reward in _rewards(settings):
@@ -58,7 +60,11 @@ def check(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> lis
     """Combinations that make no sense, and data that is missing, empty or does not fit; no model is loaded."""
     terms = written_terms(settings)
     if not terms:
-        return [Problem("a training stage needs `algorithm`, or `terms`", (), ("`unified list algorithm` shows what there is",))]
+        return [
+            Problem(
+                "a training stage needs `algorithm`, or `terms`", (), ("`unified list algorithm` shows what there is",)
+            )
+        ]
     if settings.terms and settings.algorithm is not None:
         return [Problem("give `algorithm` or `terms`, not both", ("terms",))]
     problems = _check_terms(settings)
@@ -72,12 +78,18 @@ def check(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> lis
 def _check_terms(settings: TrainSettings) -> list[Problem]:
     problems = []
     if settings.terms and settings.terms[0].data is not None:
-        problems.append(Problem("the first term uses the stage's own rows", ("terms", 0, "data"), ("write `data` at the stage",)))
+        problems.append(
+            Problem("the first term uses the stage's own rows", ("terms", 0, "data"), ("write `data` at the stage",))
+        )
     for i, term in enumerate(settings.terms):
         if term.aggregation is not None and term.aggregation not in AGGREGATIONS:
             problems.append(unknown_name("aggregation", term.aggregation, AGGREGATIONS, at=("terms", i, "aggregation")))
         elif term.aggregation == "constant" and term.constant_length is None:
-            problems.append(Problem("aggregation 'constant' needs `constant_length`", ("terms", i, "aggregation"), ("set L, in tokens",)))
+            problems.append(
+                Problem(
+                    "aggregation 'constant' needs `constant_length`", ("terms", i, "aggregation"), ("set L, in tokens",)
+                )
+            )
     for path, chosen in written_terms(settings):
         problems += [p.under(*path) for p in check_algorithm(chosen.part, chosen.settings)]
     for (path, reward), algorithm in zip(_rewards(settings), _stream_algorithms(settings), strict=False):
@@ -88,11 +100,11 @@ def _check_terms(settings: TrainSettings) -> list[Problem]:
 
 
 def check_algorithm(algorithm: Algorithm, settings: Settings) -> list[Problem]:
-    """Whether an algorithm pushes and reads what there is, and couples answers only under a normaliser that allows it."""
-    problems = []
-    for head in algorithm.aggregations(settings):
-        if head not in HEADS:
-            problems.append(unknown_name(f"head (pushed by algorithm '{algorithm.name}')", head, HEADS))
+    """Whether an algorithm pushes what there is, and couples answers only under a normaliser that allows it."""
+    what = f"head (pushed by algorithm '{algorithm.name}')"
+    problems = [unknown_name(what, head, HEADS) for head in algorithm.aggregations(settings) if head not in HEADS]
+    if "logits" in algorithm.aggregations(settings) and algorithm.distribution is None:
+        problems.append(Problem(f"algorithm '{algorithm.name}' pushes 'logits' but gives no `distribution`"))
     try:
         from unified.coefficient import Term
 
@@ -106,23 +118,58 @@ def _check_models(settings: TrainSettings) -> list[Problem]:
     problems = []
     heads = pushed(settings)
     if "score" in heads and len(heads) > 1:
-        problems.append(Problem(f"one stage cannot push 'score' together with {sorted(heads - {'score'})}", ("terms",), ("use two stages",)))
+        problems.append(
+            Problem(
+                f"one stage cannot push 'score' together with {sorted(heads - {'score'})}",
+                ("terms",),
+                ("use two stages",),
+            )
+        )
     if settings.critic.trunk == "shared" and settings.critic.model:
         hint = "drop `model`, or drop `trunk: shared` to give the critic a model of its own"
-        problems.append(Problem("a critic on the policy's trunk cannot start from another model", ("critic", "model"), (hint,)))
-    read = frozenset(n for _, a in written_terms(settings) for n in a.part.names_read(a.settings) | a.part.names_credited(a.settings))
-    coupled = read & {"ref_logp", "old_logp", "old_value"}
+        problems.append(
+            Problem("a critic on the policy's trunk cannot start from another model", ("critic", "model"), (hint,))
+        )
+    read = frozenset(
+        n for _, a in written_terms(settings) for n in a.part.names_read(a.settings) | a.part.names_credited(a.settings)
+    )
+    problems += _check_teacher(settings)
+    coupled = read & {"ref_logp", "old_logp", "teacher_logp", "old_value"}
     if settings.dropout and coupled:
         hint = "drop `dropout`: these log-probs would differ from the policy's own by chance"
-        problems.append(Problem(f"dropout is {settings.dropout:g}, but {', '.join(sorted(coupled))} is compared", ("dropout",), (hint,)))
+        problems.append(
+            Problem(
+                f"dropout is {settings.dropout:g}, but {', '.join(sorted(coupled))} is compared", ("dropout",), (hint,)
+            )
+        )
+    if settings.ref_sync_steps and "ref_logp" not in read:
+        hint = "drop it, or give the KL a weight above 0"
+        problems.append(Problem("`ref_sync_steps` without a reference: nothing reads it", ("ref_sync_steps",), (hint,)))
     for path, source in _sources(settings):
         sampled = getattr(source.settings, "top_p", 1.0) < 1.0 or getattr(source.settings, "top_k", 0) > 0
         if source.part.online and sampled and "old_logp" in read:
             hint = "set top_p: 1 and top_k: 0, or a ratio rule that reads no old log-probs"
-            problems.append(Problem("a ratio of log-probs is biased when sampling leaves tokens out (top_p, top_k)", path, (hint,)))
+            problems.append(
+                Problem("a ratio of log-probs is biased when sampling leaves tokens out (top_p, top_k)", path, (hint,))
+            )
         if source.part.online and getattr(source.settings, "temperature", 1.0) == 0:
-            problems.append(Problem("temperature 0 samples one answer only", (*path, "temperature"), ("use a temperature above 0",)))
+            problems.append(
+                Problem("temperature 0 samples one answer only", (*path, "temperature"), ("use a temperature above 0",))
+            )
     return problems
+
+
+def _check_teacher(settings: TrainSettings) -> list[Problem]:
+    """A stage names a teacher exactly when some term asks one."""
+    from unified.teacher import needs_teacher
+
+    asking = [(path, a.name) for path, a in written_terms(settings) if needs_teacher(a.part, a.settings)]
+    if asking and settings.teacher is None:
+        hint = "write `teacher:` with stage:NAME, a path or a hub id"
+        return [Problem(f"algorithm '{asking[0][1]}' needs a `teacher`", asking[0][0][:-1], (hint,))]
+    if settings.teacher is not None and not asking:
+        return [Problem("no term of this stage asks a teacher", ("teacher",), ("drop `teacher`",))]
+    return []
 
 
 def _check_optimiser(settings: TrainSettings) -> list[Problem]:
@@ -140,11 +187,12 @@ def _check_optimiser(settings: TrainSettings) -> list[Problem]:
         first, *hints = str(error).splitlines()
         problems.append(Problem(first, ("optim",), tuple(h.strip() for h in hints)))
     if settings.metric_for_best_model and settings.evaluation is None:
-        problems.append(Problem("`metric_for_best_model` needs `evaluation`", ("metric_for_best_model",), ("say what is measured",)))
-    if isinstance(settings.learning_rate, dict):
-        for role in settings.learning_rate:
-            if role not in ("policy", "critic", "scorer"):
-                problems.append(unknown_name("role", role, ("policy", "critic", "scorer"), at=("learning_rate", role)))
+        problems.append(
+            Problem("`metric_for_best_model` needs `evaluation`", ("metric_for_best_model",), ("say what is measured",))
+        )
+    roles = ("policy", "critic", "scorer")
+    rates = settings.learning_rate if isinstance(settings.learning_rate, dict) else {}
+    problems += [unknown_name("role", r, roles, at=("learning_rate", r)) for r in rates if r not in roles]
     return problems
 
 
@@ -164,7 +212,7 @@ def _check_data(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) 
     for path, data, split in opened:
         source = online.get((*path[:-1], "source"), online.get(("source",)))
         sampled = source is not None and source.part.online
-        needed = 0 if sampled else max(a.part.answers for _, a in written_terms(settings))
+        needed = 0 if sampled else max(a.answers for a in _algorithms_on(settings, path))
         reserve = int(getattr(source.settings, "max_tokens", 0)) if sampled and source is not None else 0
         try:
             rows = call_named(data.part.open, settings=data.settings, split=split, seed=seed, folder=home)
@@ -175,11 +223,21 @@ def _check_data(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) 
                 problems.append(Problem(f"dataset '{data.name}' has no rows ({split})", path))
             elif any(len(r.answers) < needed for r in rows):
                 bad = next(i for i, r in enumerate(rows) if len(r.answers) < needed)
-                problems.append(Problem(f"row {bad} has {len(rows[bad].answers)} answers, but {needed} are needed", path))
+                problems.append(
+                    Problem(f"row {bad} has {len(rows[bad].answers)} answers, but {needed} are needed", path)
+                )
         except UserError as error:
             first, *hints = str(error).splitlines()
             problems.append(Problem(first, path, tuple(h.strip() for h in hints)))
     return problems
+
+
+def _algorithms_on(settings: TrainSettings, path: Path_) -> list[Algorithm]:
+    """The algorithms that learn from the rows at `path`: a term with rows of its own learns from no others."""
+    if path[0] == "terms":
+        return [settings.terms[int(path[1])].algorithm.part]
+    shared = [t.algorithm.part for t in settings.terms if t.data is None]
+    return shared or [written_terms(settings)[0][1].part]
 
 
 def _rewards(settings: TrainSettings) -> list[tuple[Path_, Any]]:
@@ -194,7 +252,7 @@ def _rewards(settings: TrainSettings) -> list[tuple[Path_, Any]]:
 def _stream_algorithms(settings: TrainSettings) -> list[Algorithm]:
     """The algorithm that says which reward a stream needs, in the order of `_rewards`."""
     first = written_terms(settings)[0][1].part
-    return [first, *(t.algorithm.part for t in settings.terms if t.data is not None)]  # type: ignore[attr-defined]
+    return [first, *(t.algorithm.part for t in settings.terms if t.data is not None)]
 
 
 def _sources(settings: TrainSettings) -> list[tuple[Path_, Any]]:
@@ -204,6 +262,6 @@ def _sources(settings: TrainSettings) -> list[tuple[Path_, Any]]:
         return written if written is not None else choose("source", algorithm.source)[0]
 
     terms: list[tuple[int, TermSettings]] = [(i, t) for i, t in enumerate(settings.terms) if t.data is not None]
-    pairs = [(("source",), chosen(settings.source, written_terms(settings)[0][1].part))]
-    pairs += [(("terms", i, "source"), chosen(t.source, t.algorithm.part)) for i, t in terms]  # type: ignore[misc,attr-defined]
-    return [(path, source) for path, source in pairs if source is not None]  # type: ignore[misc]
+    pairs: list[tuple[Path_, Any]] = [(("source",), chosen(settings.source, written_terms(settings)[0][1].part))]
+    pairs += [(("terms", i, "source"), chosen(t.source, t.algorithm.part)) for i, t in terms]
+    return [(path, source) for path, source in pairs if source is not None]

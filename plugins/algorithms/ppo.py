@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ from unified_plugins.rules.value_loss import value_clipped, value_coefficient, v
 
 class PPOSettings(family.PolicyGradientSettings):
     """What a recipe may set for PPO: the family's settings, and the critic's."""
+
+    critic: ClassVar[bool] = True
 
     advantage: choice("advantage") = Field(  # type: ignore[valid-type]
         {"name": "gae", "gamma": 1.0, "lam": 0.95, "whiten": True},
@@ -57,19 +59,25 @@ def credit(batch: Batch, settings: PPOSettings, state: Mapping[str, float]) -> d
     return found
 
 
-def coefficient(batch: Batch, settings: PPOSettings, state: Mapping[str, float]) -> dict[str, Tensor]:
+def coefficient(
+    batch: Batch, settings: PPOSettings, state: Mapping[str, float], statistics: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """GC of logp and value, [batch, time], and of entropy where it has a weight."""
     push = value_coefficient(batch.value, batch.expand(batch.returns), batch.old_value, clip=settings.value_clip)
-    return {**family.coefficient(batch, settings, state), "value": settings.value_weight * push}
+    return {**family.coefficient(batch, settings, state, statistics), "value": settings.value_weight * push}
 
 
-def loss(batch: Batch, settings: PPOSettings, state: Mapping[str, float]) -> dict[str, Tensor]:
+def loss(
+    batch: Batch, settings: PPOSettings, state: Mapping[str, float], statistics: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The clipped objective with its sign turned and the critic's error, [batch, time] each."""
     error = value_loss(batch.value, batch.expand(batch.returns), batch.old_value, clip=settings.value_clip)
-    return {**family.loss(batch, settings, state), "value": settings.value_weight * error}
+    return {**family.loss(batch, settings, state, statistics), "value": settings.value_weight * error}
 
 
-def metrics(batch: Batch, settings: PPOSettings, state: Mapping[str, float]) -> dict[str, tuple[Tensor, Tensor]]:
+def metrics(
+    batch: Batch, settings: PPOSettings, state: Mapping[str, float], statistics: Mapping[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """The family's, and means over tokens of what the critic's explained variance is made of.
 
     It is 1 - (value_error_square - value_error^2) / (returns_square - returns^2), with value_error = R - V.
@@ -82,7 +90,7 @@ def metrics(batch: Batch, settings: PPOSettings, state: Mapping[str, float]) -> 
         clipped = value_clipped(batch.value, returns, batch.old_value, clip=settings.value_clip)
         out["value_clip_ratio"] = clipped.double()
     own = {name: (torch.where(mask, x, 0.0).sum(), mask.sum()) for name, x in out.items()}
-    return {**family.metrics(batch, settings, state), **own}
+    return {**family.metrics(batch, settings, state, statistics), **own}
 
 
 def aggregation(settings: PPOSettings) -> dict[str, str]:
@@ -90,9 +98,21 @@ def aggregation(settings: PPOSettings) -> dict[str, str]:
     return {**family.aggregation("token")(settings), "value": "token"}
 
 
+def with_critic(name: str, settings: type[PPOSettings]) -> Algorithm:
+    """A member of the family with a critic."""
+    return replace(
+        family.policy_gradient(name, settings, how="token", answers=1),
+        coefficient=coefficient,
+        loss=loss,
+        credit=credit,
+        metrics=metrics,
+        reads=reads,
+        credit_reads=credit_reads,
+        aggregation=aggregation,
+    )
+
+
 @hookimpl
 def unified_algorithms() -> list[Algorithm]:
     """Offer PPO to recipes as `algorithm: ppo`."""
-    own = {"coefficient": coefficient, "loss": loss, "credit": credit, "metrics": metrics}
-    preset = family.policy_gradient("ppo", PPOSettings, how="token", answers=1)
-    return [replace(preset, **own, reads=reads, credit_reads=credit_reads, aggregation=aggregation)]
+    return [with_critic("ppo", PPOSettings)]

@@ -29,16 +29,16 @@ class RewardModelSettings(Settings):
 def coefficient(batch: Batch, settings: RewardModelSettings) -> dict[str, Tensor]:
     """GC of score, [batch, time]: 0 but for the last token of each answer."""
     found, better, worse = _scores(batch)
-    push = link_coefficient(settings.link, better - worse - _margin(batch, settings, found))  # [pairs]
+    up, down = link_coefficient(settings.link, better, worse, gap=_margin(batch, settings, found))  # [pairs] each
     pull = 2 * settings.centring * (better + worse)
-    row = found.per_row(push - pull, -push - pull, batch.size)
+    row = found.per_row(up - pull, down - pull, batch.size)
     return {"score": torch.where(batch.last, row[:, None], 0.0)}
 
 
 def loss(batch: Batch, settings: RewardModelSettings) -> Tensor:
     """The mean over the pairs of each prompt, [groups]."""
     found, better, worse = _scores(batch)
-    each = link_value(settings.link, better - worse - _margin(batch, settings, found))
+    each = link_value(settings.link, better, worse, gap=_margin(batch, settings, found))
     return found.per_group(each + settings.centring * (better + worse) ** 2, batch.groups)
 
 
@@ -46,7 +46,7 @@ def metrics(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     """Means over prompts of accuracy and margin, mean over answers of score and score_square."""
     found, better, worse = _scores(batch)
     prompts = found.share.sum()
-    score, counts = _score(batch), batch.counts
+    score, counts = last_score(batch), batch.counts
     return {
         "accuracy": (((better > worse) * found.share).sum(), prompts),
         "margin": (((better - worse) * found.share).sum(), prompts),
@@ -55,14 +55,14 @@ def metrics(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def _score(batch: Batch) -> Tensor:
+def last_score(batch: Batch) -> Tensor:
     """[batch]: the score read after the last token."""
     return torch.where(batch.last, batch.score, 0.0).sum(1)
 
 
 def _scores(batch: Batch) -> tuple[Pairs, Tensor, Tensor]:
     """The pairs, and the scores [pairs] of their better and their worse answers."""
-    found, score = pairs(batch), _score(batch)
+    found, score = pairs(batch), last_score(batch)
     return found, score[found.better], score[found.worse]
 
 

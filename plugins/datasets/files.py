@@ -13,8 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from unified_plugins.datasets._readers import Numbered, read
-
 from unified import (
     Chosen,
     Dataset,
@@ -28,6 +26,7 @@ from unified import (
     did_you_mean,
     hookimpl,
 )
+from unified_plugins.datasets._readers import Numbered, read
 
 
 class FilesSettings(Settings):

@@ -6,9 +6,8 @@ A conversation that ends with the user has no answer and serves as a prompt. Ear
 from collections.abc import Mapping
 from typing import Any
 
-from unified_plugins.formats._rows import cell, messages
-
 from unified import DataFormat, Example, Settings, hookimpl
+from unified_plugins.formats._rows import cell, messages
 
 
 class MessagesSettings(Settings):

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
+from unified import DataFormat, Example, Field, Settings, hookimpl
 from unified_plugins.formats._rows import cell, messages, prompt, text
 from unified_plugins.formats.transcript import is_transcript, turns
-
-from unified import DataFormat, Example, Field, Settings, hookimpl
 
 
 class PreferenceSettings(Settings):

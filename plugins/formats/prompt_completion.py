@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unified_plugins.formats._rows import prompt, text
-
 from unified import DataFormat, Example, Field, Settings, hookimpl
+from unified_plugins.formats._rows import prompt, text
 
 
 class PromptCompletionSettings(Settings):
@@ -15,8 +14,8 @@ class PromptCompletionSettings(Settings):
 
 
 def recognises(columns: frozenset[str]) -> bool:
-    """A prompt and one answer."""
-    return "prompt" in columns and bool(columns & {"completion", "response"})
+    """A prompt and one answer, without a label of its own."""
+    return "prompt" in columns and bool(columns & {"completion", "response"}) and "label" not in columns
 
 
 def convert(row: Mapping[str, Any], settings: PromptCompletionSettings) -> Example:

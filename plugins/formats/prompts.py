@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unified_plugins.formats._rows import CONTENT, prompt
-
 from unified import DataFormat, Example, Field, Settings, hookimpl
+from unified_plugins.formats._rows import CONTENT, prompt
 
 
 class PromptsSettings(Settings):

@@ -6,9 +6,8 @@ Source: Cobbe et al. 2021, arXiv:2110.14168 (the data; its final number stands a
 from collections.abc import Mapping
 from typing import Any
 
-from unified_plugins.formats._rows import text
-
 from unified import DataFormat, Example, Field, Settings, hookimpl
+from unified_plugins.formats._rows import text
 
 
 class QuestionAnswerSettings(Settings):

@@ -7,9 +7,8 @@ Köpf et al. 2023, arXiv:2304.07327.
 from collections.abc import Mapping
 from typing import Any
 
-from unified_plugins.formats._rows import cell, prompt
-
 from unified import DataFormat, Example, Field, Settings, hookimpl
+from unified_plugins.formats._rows import cell, prompt
 
 
 class RankedSettings(Settings):

@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unified_plugins.formats._rows import CONTENT, text
-
 from unified import DataFormat, Example, Field, Settings, hookimpl
+from unified_plugins.formats._rows import CONTENT, text
 
 
 class TextSettings(Settings):

@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from unified_plugins.formats._rows import text
-
 from unified import DataFormat, Example, Settings, hookimpl
+from unified_plugins.formats._rows import text
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 

@@ -3,9 +3,8 @@
 The graph is the one of the row (its column `graph`); for rows that carry none, the one that the settings define.
 """
 
-from unified_plugins.datasets.random_walks import GraphSettings, graph
-
 from unified import PromptGroup, Reward, hookimpl
+from unified_plugins.datasets.random_walks import GraphSettings, graph
 
 
 class RandomWalksRewardSettings(GraphSettings):

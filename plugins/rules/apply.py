@@ -17,6 +17,12 @@ def reads(chosen: Chosen) -> frozenset[str]:
     return names
 
 
+def scope(chosen: Chosen) -> str:
+    """How far the rule looks under its settings: "answer", "group" or "step"."""
+    wide: str = chosen.part.scope_of(chosen.settings)
+    return wide
+
+
 def value(chosen: Chosen, offered: Mapping[str, Any]) -> Any:
     """The rule itself.
 
@@ -28,6 +34,13 @@ def value(chosen: Chosen, offered: Mapping[str, Any]) -> Any:
         TypeError: a setting has the name of something that is offered.
     """
     return call_named(chosen.part.value, **offered, **_keywords(chosen))
+
+
+def statistics(chosen: Chosen, offered: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the rule must know of the whole step; {} for a rule that looks at answers one by one."""
+    if scope(chosen) != "step" or chosen.part.statistics is None:
+        return {}
+    return dict(call_named(chosen.part.statistics, **offered, **_keywords(chosen)))
 
 
 def coefficient(

@@ -3,7 +3,8 @@
 A rule of kind "kl" may name: log_ratio [batch, time] nats (policy over reference, 0 outside the loss mask), loss_mask,
 the fields in its `reads`, and where these include old_logp: old_ratio [batch, time] (policy over the policy that
 sampled). Its value is the estimate; its coefficient the negative derivative of that by logp.
-Source of k1, k2, k3: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html).
+Source of k1, k2, k3: Schulman 2020, Approximating KL Divergence (joschu.net/blog/kl-approx.html). Straight-through is
+verl's `k1+` and `k3+`: the value of one estimate, and the gradient of k2, which is that of KL(policy, reference).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from unified import Field, Rule, Settings, hookimpl
@@ -25,6 +27,13 @@ class KLSettings(Settings):
     )
     log_ratio_limit: float | None = Field(None, gt=0, description="log-ratio is clamped to +- this, in nats")
     limit: float | None = Field(None, gt=0, description="the estimate is clamped to +- this, in nats")
+    straight_through: bool = Field(False, description="as a loss: this value, with the gradient of k2 unclamped")
+
+    @model_validator(mode="after")
+    def _one_gradient(self) -> KLSettings:
+        if self.straight_through and self.importance != "none":
+            raise ValueError("straight_through has the gradient of k2, so importance must be none")
+        return self
 
 
 def k1(log_ratio: Tensor) -> Tensor:
@@ -79,10 +88,12 @@ def _rule(name: str, estimate: Callable[[Tensor], Tensor], slope: Callable[[Tens
         importance: str,
         log_ratio_limit: float | None,
         limit: float | None,
+        straight_through: bool = False,
     ) -> Tensor:
         x = log_ratio if log_ratio_limit is None else log_ratio.clamp(-log_ratio_limit, log_ratio_limit)
         weighted = estimate(x) * _weight(log_ratio, old_ratio, importance)
-        return weighted if limit is None else weighted.clamp(-limit, limit)
+        weighted = weighted if limit is None else weighted.clamp(-limit, limit)
+        return weighted.detach() + k2(log_ratio) - k2(log_ratio).detach() if straight_through else weighted
 
     def coefficient(
         log_ratio: Tensor,
@@ -91,8 +102,11 @@ def _rule(name: str, estimate: Callable[[Tensor], Tensor], slope: Callable[[Tens
         importance: str,
         log_ratio_limit: float | None,
         limit: float | None,
+        straight_through: bool = False,
     ) -> Tensor:
         x = log_ratio if log_ratio_limit is None else log_ratio.clamp(-log_ratio_limit, log_ratio_limit)
+        if straight_through:
+            return -log_ratio
         weight = _weight(log_ratio, old_ratio, importance)
         rate = torch.where(x == log_ratio, slope(x), 0.0)
         if importance != "none":

@@ -1,10 +1,14 @@
 """Links: the loss of one comparison as a function of its margin.
 
-A rule of kind "link" may name: margin [pairs] (scaled by beta, better minus worse) and beta, the scale that is already
-inside. Its value is the loss, to be minimised; its coefficient the negative derivative of that by the margin.
+A rule of kind "link" may name: margin [pairs] (scaled by beta, better minus worse, less the gap that is asked for),
+better and worse [pairs] (the two scaled scores themselves), and beta, the scale that is already inside. Its value is
+the loss, to be minimised. Its coefficient is the negative derivative: by the margin, [pairs]; or, for the links of
+`links_two_sided.py`, by better and by worse, [2, pairs].
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +69,63 @@ def squared_coefficient(margin: Tensor, beta: float = 1.0) -> Tensor:
     return (1 - 2 * margin) / beta**2
 
 
+class LabelKLSettings(Settings):
+    """What may be set for the KL to the labels."""
+
+    label_smoothing: float = Field(0.001, gt=0, lt=0.5, description="share of labels taken to be the wrong way round")
+
+
+class ModulatedSettings(Settings):
+    """What may be set for the modulated link."""
+
+    tau: float = Field(0.05, gt=0, description="width of the step from the logistic to the exponential loss")
+
+
+def probability(margin: Tensor) -> Tensor:
+    """1 - sigmoid(m) = sigmoid(-m): the probability of the wrong order; no push at either end.
+
+    margin: [pairs]. Returns [pairs], in [0, 1]. Source: the value function of Ethayarajh et al. 2024, arXiv:2402.01306.
+    """
+    return torch.sigmoid(-margin)
+
+
+def probability_coefficient(margin: Tensor) -> Tensor:
+    """Negative derivative of `probability`: sigmoid(m) sigmoid(-m)."""
+    return torch.sigmoid(margin) * torch.sigmoid(-margin)
+
+
+def label_kl(margin: Tensor, *, label_smoothing: float = 0.001) -> Tensor:
+    """KL(q, p) of the policy's preference q = (sigmoid(m), sigmoid(-m)) from the label p = (1 - e, e).
+
+    margin: [pairs]. Returns [pairs] nats. Source: Ji et al. 2024, arXiv:2402.00856, EXO-pref, eq. 16.
+    """
+    right = torch.sigmoid(margin) * (F.logsigmoid(margin) - math.log1p(-label_smoothing))
+    return right + torch.sigmoid(-margin) * (F.logsigmoid(-margin) - math.log(label_smoothing))
+
+
+def label_kl_coefficient(margin: Tensor, *, label_smoothing: float = 0.001) -> Tensor:
+    """Negative derivative of `label_kl`: sigmoid(m) sigmoid(-m) (log((1 - e) / e) - m)."""
+    goal = math.log1p(-label_smoothing) - math.log(label_smoothing)
+    return torch.sigmoid(margin) * torch.sigmoid(-margin) * (goal - margin)
+
+
+def modulated(margin: Tensor, *, tau: float = 0.05) -> Tensor:
+    """(1 - s) (-log sigmoid(m)) + s exp(-m) with s = sigmoid(m / tau): logistic below 0, exponential above.
+
+    margin: [pairs]. Returns [pairs]. Source: Lu et al. 2024, arXiv:2406.08414, DiscoPOP (log-ratio modulated loss).
+    """
+    share = torch.sigmoid(margin / tau)
+    return (1 - share) * -F.logsigmoid(margin) + share * torch.exp(-margin)
+
+
+def modulated_coefficient(margin: Tensor, *, tau: float = 0.05) -> Tensor:
+    """Negative derivative of `modulated`: (1 - s) sigmoid(-m) + s e^-m - s (1 - s) / tau (e^-m + log sigmoid(m))."""
+    share = torch.sigmoid(margin / tau)
+    apart = torch.exp(-margin) + F.logsigmoid(margin)
+    own = (1 - share) * torch.sigmoid(-margin) + share * torch.exp(-margin)
+    return own - share * (1 - share) / tau * apart
+
+
 def _shares(label_smoothing: float, robust: bool) -> tuple[float, float, float]:
     """Weights of the right and the wrong direction, and what both are divided by."""
     if robust:
@@ -74,9 +135,12 @@ def _shares(label_smoothing: float, robust: bool) -> tuple[float, float, float]:
 
 @hookimpl
 def unified_rules() -> list[Rule]:
-    """Offer `link: sigmoid`, `hinge` and `squared`."""
+    """Offer `link: sigmoid`, `hinge`, `squared`, `probability`, `label_kl` and `modulated`."""
     return [
         Rule("sigmoid", SigmoidSettings, of="link", value=sigmoid, coefficient=sigmoid_coefficient),
         Rule("hinge", of="link", value=hinge, coefficient=hinge_coefficient),
         Rule("squared", of="link", value=squared, coefficient=squared_coefficient),
+        Rule("probability", of="link", value=probability, coefficient=probability_coefficient),
+        Rule("label_kl", LabelKLSettings, of="link", value=label_kl, coefficient=label_kl_coefficient),
+        Rule("modulated", ModulatedSettings, of="link", value=modulated, coefficient=modulated_coefficient),
     ]

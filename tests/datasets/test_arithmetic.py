@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unified_plugins.datasets.arithmetic import held_out, worked
 
 from unified import Example, UserError, call_named, catalogue
+from unified_plugins.datasets.arithmetic import held_out, worked
 
 
 def rows(split: str = "train", seed: int = 0, **settings: Any) -> list[Example]:

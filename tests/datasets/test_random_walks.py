@@ -6,9 +6,9 @@ import statistics
 from typing import Any
 
 import pytest
-from unified_plugins.datasets.random_walks import Graph, GraphSettings, graph
 
 from unified import Example, UserError, call_named, catalogue
+from unified_plugins.datasets.random_walks import Graph, GraphSettings, graph
 
 # a <- b <- c <- d, and d -> b; from d the goal is 2 steps away, or 3 through c; b -> d leads round and round
 SMALL = Graph(((), (0, 3), (1,), (1, 2)), {0: 0, 1: 1, 2: 2, 3: 2}, max_steps=6)
@@ -115,7 +115,9 @@ def test_half_of_the_walks_of_pairs_are_spoiled_unless_the_recipe_says_otherwise
     here = graph(GraphSettings())
 
     def invalid(**settings: Any) -> float:
-        return statistics.mean(here.optimality(walk_of(row, 1)) == 0 for row in rows(view="pairs", rows=500, **settings))
+        return statistics.mean(
+            here.optimality(walk_of(row, 1)) == 0 for row in rows(view="pairs", rows=500, **settings)
+        )
 
     assert invalid(mistakes=0.0) < 0.2  # of walks that arrive only those of 10 steps are worth 0
     assert 0.55 < invalid() < 0.85  # of two walks one is spoiled in 3 cases of 4, and not every mistake costs all

@@ -121,7 +121,9 @@ def test_w_is_exact_in_float64_whatever_the_batch_is_in() -> None:
 
 
 def test_an_unknown_aggregation_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no aggregation 'mean'; known: token, sequence, sequence-sum, group, group-token"):
+    with pytest.raises(
+        ValueError, match="no aggregation 'mean'; known: token, sequence, sequence-sum, group, group-token"
+    ):
         w_of(step(), "mean")
 
 

@@ -9,7 +9,9 @@ from unified import Batch, pairs
 from unified.batch import Nowhere, from_numbers
 
 
-def batch_of(reward: list[float], group: list[int], *, mask: list[list[int]] | None = None, probe: list[int] | None = None) -> Batch:
+def batch_of(
+    reward: list[float], group: list[int], *, mask: list[list[int]] | None = None, probe: list[int] | None = None
+) -> Batch:
     made = mask or [[1, 1]] * len(reward)
     fields = {"loss_mask": torch.tensor(made).bool(), "reward": torch.tensor(reward), "group": torch.tensor(group)}
     return Batch(fields | ({} if probe is None else {"probe": torch.tensor(probe).bool()}))
@@ -94,7 +96,9 @@ def test_expand_repeats_a_number_per_answer_over_its_tokens_and_is_0_off_the_mas
     batch = batch_of([0, 0], [0, 1], mask=[[1, 0], [1, 1]])
     assert batch.expand(torch.tensor([2.0, 3.0])).tolist() == [[2.0, 0.0], [3.0, 3.0]]
     assert batch.expand(torch.tensor([[2.0, torch.nan], [4.0, 5.0]])).tolist() == [[2.0, 0.0], [4.0, 5.0]]
-    with pytest.raises(ValueError, match=r"advantage is \[3\] but loss_mask is \[2, 2\]; it must be \[batch\] or \[batch, time\]"):
+    with pytest.raises(
+        ValueError, match=r"advantage is \[3\] but loss_mask is \[2, 2\]; it must be \[batch\] or \[batch, time\]"
+    ):
         batch.expand(torch.zeros(3), "advantage")
 
 
@@ -173,11 +177,15 @@ def test_what_pairs_give_to_their_answers_is_weighed_by_share() -> None:
 
 def test_pairs_compare_what_whole_answers_got_where_rewards_are_per_token() -> None:
     reward = torch.tensor([[1.0, 0.0], [0.75, 0.75]])
-    assert pairs(Batch({"loss_mask": torch.ones(2, 2), "reward": reward, "group": torch.tensor([0, 0])})).better.tolist() == [1]
+    assert pairs(
+        Batch({"loss_mask": torch.ones(2, 2), "reward": reward, "group": torch.tensor([0, 0])})
+    ).better.tolist() == [1]
 
 
 def test_from_numbers_takes_the_mask_from_the_shape_of_another_field() -> None:
-    batch = from_numbers({"logp": [[-1, -2], [-3, -4]], "reward": [1, 0], "group": [4, 4], "columns": {"margin": [1, 2]}})
+    batch = from_numbers(
+        {"logp": [[-1, -2], [-3, -4]], "reward": [1, 0], "group": [4, 4], "columns": {"margin": [1, 2]}}
+    )
     assert batch.loss_mask.tolist() == [[True, True], [True, True]]
     assert batch.logp.dtype == batch.reward.dtype == batch.columns["margin"].dtype == torch.float64
     assert batch.group.tolist() == [0, 0]

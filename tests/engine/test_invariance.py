@@ -15,14 +15,27 @@ from unified.set_up import set_up
 ALGORITHMS = ["imitate", "prefer", "clipped", "valued", "scored", "centred"]
 
 
-def gradient_with(folder: Path, algorithm: str, groups: list[PromptGroup], kind: str = "llama", **how: Any) -> torch.Tensor:
-    artifacts = {"base": tiny_policy(kind, dtype=torch.float64), "critic": tiny_scalar(kind, seed=2, dtype=torch.float64),
-                 "other": tiny_policy(kind, seed=1, dtype=torch.float64)}  # fmt: skip
+def gradient_with(
+    folder: Path, algorithm: str, groups: list[PromptGroup], kind: str = "llama", **how: Any
+) -> torch.Tensor:
+    artifacts = {
+        "base": tiny_policy(kind, dtype=torch.float64),
+        "critic": tiny_scalar(kind, seed=2, dtype=torch.float64),
+        "other": tiny_policy(kind, seed=1, dtype=torch.float64),
+    }
     if algorithm == "scored":
         artifacts["base"] = tiny_scalar(kind, dtype=torch.float64)
-    written: dict[str, Any] = {"algorithm": algorithm, "data": "letters", "reference": "other", "critic": "critic", "reward": "vowels"}
+    written: dict[str, Any] = {
+        "algorithm": algorithm,
+        "data": "letters",
+        "reference": "other",
+        "critic": "critic",
+        "reward": "vowels",
+    }
     layout = how.pop("layout", "padded")
-    run = set_up(stage(folder, artifacts), train_settings(**written, layout="packed" if layout == "packed" else "padded", **how))
+    run = set_up(
+        stage(folder, artifacts), train_settings(**written, layout="packed" if layout == "packed" else "padded", **how)
+    )
     run.layout = layout
     return step_gradient(run, groups, several_steps=True)
 
@@ -40,7 +53,9 @@ def gradient_with(folder: Path, algorithm: str, groups: list[PromptGroup], kind:
     ],
     ids=lambda how: ", ".join(map(str, how.values())),
 )
-def test_gradient_is_the_same_however_the_step_is_cut_and_laid_out(tmp_path: Path, algorithm: str, how: dict[str, Any]) -> None:
+def test_gradient_is_the_same_however_the_step_is_cut_and_laid_out(
+    tmp_path: Path, algorithm: str, how: dict[str, Any]
+) -> None:
     groups = random_groups(5, 3, empty=True)
     whole = gradient_with(tmp_path, algorithm, groups, tokens_per_micro_batch=100_000)
     assert whole.norm() > 1e-4
@@ -59,7 +74,10 @@ def test_gradient_is_the_same_for_any_order_of_the_groups(tmp_path: Path, algori
 def test_gradient_is_the_same_for_every_architecture(tmp_path: Path, kind: str) -> None:
     groups = random_groups(4, 2)
     padded = gradient_with(tmp_path, "prefer", groups, kind)
-    assert relative(gradient_with(tmp_path, "prefer", groups, kind, layout="packed", tokens_per_micro_batch=30), padded) < 1e-10
+    assert (
+        relative(gradient_with(tmp_path, "prefer", groups, kind, layout="packed", tokens_per_micro_batch=30), padded)
+        < 1e-10
+    )
 
 
 # GPT-2 from here on: its layer norm keeps float64, where that of Llama rounds to float32 and a factor 1/3 shows
@@ -79,10 +97,15 @@ def test_rows_off_the_term_neither_push_nor_count(tmp_path: Path) -> None:
 def test_coefficients_of_terms_add(tmp_path: Path) -> None:
     # gradient(prefer + 0.2 imitate on best) = gradient(prefer) + 0.2 gradient(imitate on best)
     groups = random_groups(4, 3)
-    artifacts = {"base": tiny_policy("gpt2", dtype=torch.float64), "other": tiny_policy("gpt2", seed=1, dtype=torch.float64)}
+    artifacts = {
+        "base": tiny_policy("gpt2", dtype=torch.float64),
+        "other": tiny_policy("gpt2", seed=1, dtype=torch.float64),
+    }
 
     def of(terms: list[dict[str, Any]]) -> torch.Tensor:
-        return step_gradient(set_up(stage(tmp_path, artifacts), train_settings(terms=terms, data="letters", reference="other")), groups)
+        return step_gradient(
+            set_up(stage(tmp_path, artifacts), train_settings(terms=terms, data="letters", reference="other")), groups
+        )
 
     first, second = {"algorithm": "prefer"}, {"algorithm": "imitate", "on": "best"}
     together = of([first, {**second, "weight": 0.2}])

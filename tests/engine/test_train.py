@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.tools import random_groups, relative, stage, step_gradient, table_of, tiny_policy, tiny_scalar, train_settings
+from tests.tools import (
+    random_groups,
+    relative,
+    stage,
+    step_gradient,
+    table_of,
+    tiny_policy,
+    tiny_scalar,
+    train_settings,
+)
 from unified import PromptGroup, UserError
 from unified.models import Artifact, artifact_at
 from unified.run import Run
@@ -26,8 +37,14 @@ def weights(run: Run) -> torch.Tensor:
 
 
 def test_imitation_learns_the_rows_and_leaves_a_checkpoint_that_loads_as_it_was(tmp_path: Path) -> None:
-    settings = train_settings(algorithm="imitate", data="letters", learning_rate=1e-2, num_train_epochs=6, batch_size=8,
-                              evaluation={"num_prompts": 24})  # fmt: skip
+    settings = train_settings(
+        algorithm="imitate",
+        data="letters",
+        learning_rate=1e-2,
+        num_train_epochs=6,
+        batch_size=8,
+        evaluation={"num_prompts": 24},
+    )
     result = train_stage(stage(tmp_path, {"base": tiny_policy()}), settings)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     steps = [r["loss"] for r in rows if "loss" in r]
@@ -42,17 +59,22 @@ def test_imitation_learns_the_rows_and_leaves_a_checkpoint_that_loads_as_it_was(
     assert table.rows[0].answer[-1] == 2  # the end-of-sequence token travels with the tokenizer
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """Raised by a test in the middle of a run."""
 
 
-@pytest.mark.parametrize("written", [
-    {"algorithm": "prefer", "data": "letters", "reference": "input", "batch_size": 5, "max_steps": 12},
-    {**SAMPLED, "max_steps": 12, "collect_size": 8, "inner_epochs": 2},
-    {"algorithm": "centred", "data": "letters", "reference": "input", "batch_size": 6, "max_steps": 10},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"algorithm": "prefer", "data": "letters", "reference": "input", "batch_size": 5, "max_steps": 12},
+        {**SAMPLED, "max_steps": 12, "collect_size": 8, "inner_epochs": 2},
+        {"algorithm": "centred", "data": "letters", "reference": "input", "batch_size": 6, "max_steps": 10},
+    ],
+)
 @pytest.mark.parametrize("stop_after", [1, 2])
-def test_a_run_that_was_stopped_ends_with_the_same_weights_and_metrics(tmp_path: Path, written: dict[str, Any], stop_after: int) -> None:
+def test_a_run_that_was_stopped_ends_with_the_same_weights_and_metrics(
+    tmp_path: Path, written: dict[str, Any], stop_after: int
+) -> None:
     settings = train_settings(**written, learning_rate=1e-2, save_steps=4, lr_scheduler_type="linear")
     straight, _ = train(stage(tmp_path / "a", {"base": tiny_policy()}), settings)
 
@@ -62,36 +84,48 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_and_metrics(tmp_path:
     def stop(step: int, steps: int, metrics: Any) -> None:
         calls.append(step)
         if len(calls) == stop_after + 1 and (tmp_path / "b" / "checkpoint").exists():
-            raise Stopped
+            raise StoppedError
 
     broken.progress = stop
-    try:
+    with suppress(StoppedError):
         train(broken, settings)
-    except Stopped:
-        pass
     again, _ = train(stage(tmp_path / "b", {"base": tiny_policy()}), settings)
     assert torch.equal(weights(again), weights(straight))
-    told = [[{k: v for k, v in json.loads(line).items() if "second" not in k} for line in
-             (tmp_path / x / "metrics.jsonl").read_text().splitlines()] for x in "ab"]  # fmt: skip
+    told = [
+        [
+            {k: v for k, v in json.loads(line).items() if "second" not in k}
+            for line in (tmp_path / x / "metrics.jsonl").read_text().splitlines()
+        ]
+        for x in "ab"
+    ]
     assert told[0] == told[1]
     assert [t.state for t in again.streams[0].terms] == [t.state for t in straight.streams[0].terms]
 
 
-def test_first_loss_of_a_pair_is_ln_2_because_the_reference_is_what_was_handed_in_memory_and_by_path(tmp_path: Path) -> None:
-    first, _ = train(stage(tmp_path / "1", {"base": tiny_policy()}),
-                     train_settings(algorithm="imitate", data="letters", learning_rate=1e-2, max_steps=5))  # fmt: skip
+def test_first_loss_of_a_pair_is_ln_2_because_the_reference_is_what_was_handed_in_memory_and_by_path(
+    tmp_path: Path,
+) -> None:
+    first, _ = train(
+        stage(tmp_path / "1", {"base": tiny_policy()}),
+        train_settings(algorithm="imitate", data="letters", learning_rate=1e-2, max_steps=5),
+    )
     moved = Artifact("policy", module=first.roles.models["policy"], own_tokenizer=first.tokenizer)
     settings = train_settings(algorithm="prefer", data="letters", learning_rate=1e-3, max_steps=3, batch_size=8)
     for name, artifact in {"memory": moved, "path": None}.items():
         if artifact is None:
-            train_stage(stage(tmp_path / "saved", {"base": tiny_policy()}),
-                        train_settings(algorithm="imitate", data="letters", learning_rate=1e-2, max_steps=5))  # fmt: skip
+            train_stage(
+                stage(tmp_path / "saved", {"base": tiny_policy()}),
+                train_settings(algorithm="imitate", data="letters", learning_rate=1e-2, max_steps=5),
+            )
             artifact = artifact_at(tmp_path / "saved" / "model")
         train(stage(tmp_path / name, {"base": artifact}), settings)
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
         assert abs(rows[-1]["loss"] - math.log(2)) > 1e-3
-    both = [[json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("memory", "path")]
+    both = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("memory", "path")
+    ]
     assert both[0] == pytest.approx(both[1], rel=1e-4)
 
 
@@ -114,17 +148,20 @@ def test_reference_of_fixed_rows_is_computed_once(tmp_path: Path) -> None:
 
 def test_steps_and_prompts_follow_from_epochs_batch_and_inner_epochs() -> None:
     # 24 rows: 3 collected batches of 10, 10 and 4; of 3, 3 and 1 steps of 4 prompts; twice over each
-    assert plan_steps(train_settings(algorithm="imitate", batch_size=4, collect_size=10, inner_epochs=2), 24) == (24, 2 * 7)
-    # 7 steps at 6 a collected batch: two collected batches of 10
+    assert plan_steps(train_settings(algorithm="imitate", batch_size=4, collect_size=10, inner_epochs=2), 24) == (
+        24,
+        2 * 7,
+    )
+    # as many prompts as 7 steps take
     written = train_settings(algorithm="imitate", batch_size=4, collect_size=10, inner_epochs=2, max_steps=7)
-    assert plan_steps(written, 24) == (20, 7)
+    assert plan_steps(written, 24) == (sys.maxsize, 7)
 
 
 def test_sampled_answers_carry_the_version_of_the_weights_and_their_log_probs(tmp_path: Path) -> None:
     seen: list[PromptGroup] = []
     context = stage(tmp_path, {"base": tiny_policy()})
     context.notify = lambda event, **k: seen.extend(k["groups"]) if event == "groups_judged" else None
-    run, _ = train(context, train_settings(**SAMPLED, max_steps=3, learning_rate=1e-2))
+    train(context, train_settings(**SAMPLED, max_steps=3, learning_rate=1e-2))
     assert {a.version for g in seen for a in g.answers} == {0, 1, 2}
     fresh = set_up(stage(tmp_path / "again", {"base": tiny_policy()}), train_settings(**SAMPLED))
     first = [g for g in seen if g.answers[0].version == 0]
@@ -134,8 +171,17 @@ def test_sampled_answers_carry_the_version_of_the_weights_and_their_log_probs(tm
 
 def test_best_weights_by_a_held_out_metric_are_kept(tmp_path: Path) -> None:
     # a rate so large that the last step is not the best one
-    settings = train_settings(algorithm="imitate", data="letters", learning_rate=0.5, max_steps=5,
-                              max_grad_norm=0, evaluation={}, eval_steps=1, metric_for_best_model="eval/loss", greater_is_better=False)  # fmt: skip
+    settings = train_settings(
+        algorithm="imitate",
+        data="letters",
+        learning_rate=0.5,
+        max_steps=5,
+        max_grad_norm=0,
+        evaluation={},
+        eval_steps=1,
+        metric_for_best_model="eval/loss",
+        greater_is_better=False,
+    )
     _, summary = train(stage(tmp_path, {"base": tiny_policy()}), settings)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = {r["step"]: r["eval/loss"] for r in rows if "eval/loss" in r}
@@ -145,17 +191,27 @@ def test_best_weights_by_a_held_out_metric_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    settings = train_settings(algorithm="imitate", data="letters", max_steps=1, evaluation={}, metric_for_best_model="eval/los")
+    settings = train_settings(
+        algorithm="imitate", data="letters", max_steps=1, evaluation={}, metric_for_best_model="eval/los"
+    )
     with pytest.raises(UserError, match="did you mean 'eval/loss'"):
         train(stage(tmp_path, {"base": tiny_policy()}), settings)
 
 
 def test_critic_on_the_policys_trunk_and_critic_of_its_own_both_learn_the_reward(tmp_path: Path) -> None:
     for critic in ("shared", "critic"):
-        written = {**SAMPLED, "algorithm": "valued", "critic": critic, "max_steps": 30, "learning_rate": {"policy": 0.0, "critic": 1e-2}}
+        written = {
+            **SAMPLED,
+            "algorithm": "valued",
+            "critic": critic,
+            "max_steps": 30,
+            "learning_rate": {"policy": 0.0, "critic": 1e-2},
+        }
         if critic == "shared":
             written["learning_rate"] = 3e-3
-        run = set_up(stage(tmp_path / critic, {"base": tiny_policy(), "critic": tiny_scalar()}), train_settings(**written))
+        run = set_up(
+            stage(tmp_path / critic, {"base": tiny_policy(), "critic": tiny_scalar()}), train_settings(**written)
+        )
         assert ("critic" in run.roles.models) == (critic == "critic")
         groups = random_groups(4, 2)
         losses = []
@@ -172,25 +228,39 @@ def test_critic_on_the_policys_trunk_and_critic_of_its_own_both_learn_the_reward
 def test_in_bfloat16_the_gradient_points_where_float32_points(tmp_path: Path) -> None:
     groups = random_groups(6, 3)
     of = {
-        b: step_gradient(set_up(stage(tmp_path, {"base": tiny_policy()}), train_settings(algorithm="prefer", data="letters", bf16=b)), groups)
+        b: step_gradient(
+            set_up(
+                stage(tmp_path, {"base": tiny_policy()}), train_settings(algorithm="prefer", data="letters", bf16=b)
+            ),
+            groups,
+        )
         for b in (False, True)
     }
     assert relative(of[True], of[False]) < 0.05
-    run = set_up(stage(tmp_path, {"base": tiny_policy()}), train_settings(algorithm="prefer", data="letters", bf16=True))
+    run = set_up(
+        stage(tmp_path, {"base": tiny_policy()}), train_settings(algorithm="prefer", data="letters", bf16=True)
+    )
     table = table_of(run, groups)
     from unified.run import heads_without_gradient
 
-    now = heads_without_gradient(run, table, list(range(len(table.rows))), {"policy": frozenset({"logp"})})["policy"]["logp"]
+    now = heads_without_gradient(run, table, list(range(len(table.rows))), {"policy": frozenset({"logp"})})["policy"][
+        "logp"
+    ]
     assert float((now - table.batch.ref_logp).abs().max()) <= 1e-3
 
 
 def test_gradient_checkpointing_does_not_change_the_gradient(tmp_path: Path) -> None:
     groups = random_groups(4, 2)
     of = {
-        c: step_gradient(set_up(stage(tmp_path, {"base": tiny_policy(dtype=torch.float64)}),
-                                train_settings(algorithm="imitate", data="letters", gradient_checkpointing=c, layout="packed")), groups)
+        c: step_gradient(
+            set_up(
+                stage(tmp_path, {"base": tiny_policy(dtype=torch.float64)}),
+                train_settings(algorithm="imitate", data="letters", gradient_checkpointing=c, layout="packed"),
+            ),
+            groups,
+        )
         for c in (False, True)
-    }  # fmt: skip
+    }
     assert relative(of[True], of[False]) < 1e-12
 
 
@@ -200,3 +270,41 @@ def test_context_of_a_stage_is_all_that_the_engine_needs(tmp_path: Path) -> None
     context.notify = lambda event, **_: events.append(event)
     train(context, train_settings(**SAMPLED, max_steps=2, save_steps=1))
     assert events == ["groups_judged", "step_finished", "checkpoint_saved", "groups_judged", "step_finished"]
+
+
+def test_groups_without_spread_are_replaced_by_fresh_ones_within_a_bound(tmp_path: Path) -> None:
+    # the reward of a word is its share of vowels: many groups of two equal answers, which the filter drops
+    written = {**SAMPLED, "source": {"group_size": 2, "max_tokens": 1}, "batch_size": 8, "max_steps": 3, "filters": ["spread"]}
+
+    def learned_from(refill: int) -> tuple[Run, list[dict[str, Any]]]:
+        folder = tmp_path / str(refill)
+        run, _ = train(stage(folder, {"base": tiny_policy()}), train_settings(**written, refill=refill))
+        return run, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    plain, without = learned_from(0)
+    assert plain.streams[0].position == 24
+    assert all(r["dropped/filtered"] > 0 and "refilled" not in r for r in without)
+    filled, rows = learned_from(20)
+    assert filled.streams[0].position > 24
+    assert all(r["refilled"] >= 1 for r in rows)
+    bounded, rows = learned_from(1)
+    assert all(r["refilled"] == 1 for r in rows)
+    assert plain.streams[0].position < bounded.streams[0].position < filled.streams[0].position
+
+
+def test_a_renewed_reference_is_the_policy_and_what_was_kept_of_the_old_one_is_forgotten(tmp_path: Path) -> None:
+    settings = train_settings(algorithm="prefer", data="letters", learning_rate=1e-2, max_steps=4, batch_size=8, ref_sync_steps=2)
+    run, _ = train(stage(tmp_path, {"base": tiny_policy()}), settings)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    ln2 = pytest.approx(math.log(2), abs=1e-5)
+    assert rows[0]["loss"] == ln2
+    assert rows[1]["loss"] != ln2
+    assert rows[2]["loss"] == ln2  # after two steps the reference is the policy again
+    halfway = train_settings(algorithm="prefer", data="letters", max_steps=4, ref_sync_steps=2, ref_mixup_alpha=0.25)
+    mixed = set_up(stage(tmp_path / "mixed", {"base": tiny_policy(), "other": tiny_policy(seed=1)}), halfway)
+    old = next(mixed.roles.models["reference"].parameters())
+    old.data.fill_(1.0)
+    new = next(mixed.roles.models["policy"].parameters())
+    new.data.fill_(3.0)
+    mixed.renew_reference()
+    assert torch.allclose(old, torch.full_like(old, 1.5))  # 0.25 x 3 + 0.75 x 1

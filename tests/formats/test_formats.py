@@ -17,6 +17,7 @@ KNOWN = {
     "question_answer": [{"question", "answer"}],
     "preference": [{"chosen", "rejected"}, {"prompt", "chosen", "rejected"}, {"conversations", "chosen", "rejected"},
                    {"prompt", "chosen", "rejected", "messages"}],
+    "unpaired": [{"prompt", "completion", "label"}, {"prompt", "response", "label", "id"}],
     "ranked": [{"prompt", "responses", "ranks", "parent_id"}],
     "text": [{"text"}, {"text", "source"}],
     "prompts": [{"prompt"}, {"key", "prompt", "instruction_id_list", "kwargs"}],
@@ -65,6 +66,14 @@ def test_prompt_and_completion_stay_as_they_stand():
     assert convert("prompt_completion", row) == Example("Once ", ["upon"], columns=row)
     assert convert("prompt_completion", {"prompt": "a", "response": "b"}).answers == ["b"]
     assert convert("prompt_completion", row, chat=True).prompt == user("Once ")
+
+
+def test_a_label_becomes_the_reward_of_the_one_answer():
+    for label, reward in ((True, 1.0), ("False", 0.0), (1, 1.0), (0.0, 0.0)):
+        row = {"prompt": "a", "completion": "b", "label": label}
+        assert convert("unpaired", row) == Example("a", ["b"], [reward], row)
+    with pytest.raises(ValueError, match="'label' must be true or false, not 'good'"):
+        convert("unpaired", {"prompt": "a", "completion": "b", "label": "good"})
 
 
 def test_the_input_stands_below_the_instruction_where_there_is_one():

@@ -14,27 +14,35 @@ from tests.oracles.table import peer, step
 from unified import Batch
 
 
-def _imitation(inputs: Inputs, **keywords: Any) -> dict[str, Any]:
-    made = step("sft", {}, Batch({"logp": inputs["logp"], "loss_mask": inputs.mask}), **keywords)
+def _imitation(inputs: Inputs, algorithm: str = "sft", **keywords: Any) -> dict[str, Any]:
+    made = step(algorithm, {}, Batch({"logp": inputs["logp"], "loss_mask": inputs.mask}), **keywords)
     return {"loss": made.loss, "gc": made.push["logp"]}
 
 
-def _accumulated(inputs: Inputs, *, how: str = "token") -> dict[str, Any]:
+def _accumulated(inputs: Inputs, algorithm: str = "sft", *, how: str = "token") -> dict[str, Any]:
     """Micro-batches of one step, each of its own width: here one batch, taken apart again at the end."""
     parts = [Inputs(p) for p in inputs.raw["micro_batches"]]
     sizes = [p.mask.shape for p in parts]
     time = max(t for _, t in sizes)
     whole = {n: torch.cat([F.pad(p[n], (0, time - p.mask.shape[1])) for p in parts]).tolist() for n in ("logp", "mask")}
-    made = _imitation(Inputs(whole), how=how)
+    made = _imitation(Inputs(whole), algorithm, how=how)
     split = made["gc"].split([b for b, _ in sizes])
     return {"loss": made["loss"], "gc": [x[:, :t] for x, (_, t) in zip(split, sizes, strict=True)]}
 
 
+def _trl_imitation(config: Config) -> str:
+    known = {"nll": "sft", "dft": "dft"}
+    kind = config.take("loss_type", "nll")
+    if kind not in known:
+        raise NotMappedError(f"no loss_type {kind}")
+    return known[kind]
+
+
 @peer("huggingface/trl", "SFTTrainer.compute_loss")
 def trl_sft(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """Token mean of the negative log-likelihood."""
-    config.expect(loss_type="nll", gradient_accumulation_steps=1)
-    return _imitation(inputs)
+    """Token mean of the negative log-likelihood, for DFT weighted."""
+    config.expect(gradient_accumulation_steps=1)
+    return _imitation(inputs, _trl_imitation(config))
 
 
 @peer(
@@ -44,9 +52,8 @@ def trl_sft(config: Config, inputs: Inputs) -> Mapping[str, Any]:
 )
 def trl_sft_accumulated(config: Config, inputs: Inputs) -> Mapping[str, Any]:
     """The same over several micro-batches of one step."""
-    config.expect(loss_type="nll")
     config.take("gradient_accumulation_steps")
-    return _accumulated(inputs)
+    return _accumulated(inputs, _trl_imitation(config))
 
 
 @peer(
@@ -123,6 +130,45 @@ def openrlhf_ranking(config: Config, inputs: Inputs) -> Mapping[str, Any]:
     group = torch.arange(prompts).repeat_interleave(k)
     made = step("reward_model", {}, _ranked(score.flatten(), reward, group, torch.ones(prompts * k, dtype=torch.bool)))
     return {"loss": made.loss, "gcr": made.push["score"].reshape(prompts, k)}
+
+
+@peer("DeepSpeedExamples", "reward_model.py:RewardModel.forward")
+def deepspeed_reward(config: Config, inputs: Inputs) -> Mapping[str, Any]:
+    """Compared at every place from the first differing token to the end of the longer answer."""
+    score, ids, pad = inputs["token_rewards"], inputs["ids"], inputs.number("pad_id", 0.0)
+    n, time = score.shape[0] // 2, score.shape[1]
+    chosen, rejected = ids.split(n)
+    place = torch.arange(time)
+    differ = torch.where(chosen != rejected, place, time).amin(1)
+    length = torch.stack([_length(chosen, pad), _length(rejected, pad)]).amax(0)
+    mask = (place >= differ[:, None]) & (place < length[:, None])
+    reward, group = torch.arange(2 * n).lt(n).double(), torch.arange(n).repeat(2)
+    fields = {"score": score, "loss_mask": mask.repeat(2, 1), "reward": reward, "group": group}
+    made = step("token_reward_model", {}, Batch(fields))
+    return {"loss": made.loss, "gcr": made.push["score"]}
+
+
+def _length(ids: Tensor, pad: float) -> Tensor:
+    """[batch]: the place of the first padding token, or the width."""
+    return torch.where(ids == pad, torch.arange(ids.shape[1]), ids.shape[1]).amin(1)
+
+
+def _process(logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """Two classes are one score, the difference of their logits; -100 stands where no step ends."""
+    ends = labels >= 0
+    fields = {"score": logits[..., 1] - logits[..., 0], "loss_mask": ends, "reward": torch.where(ends, labels, 0.0)}
+    made = step("prm", {}, Batch(fields))
+    return made.loss, torch.stack([-made.push["score"], made.push["score"]], -1)
+
+
+@peer("huggingface/trl", "PRMTrainer.compute_loss (transformers token-classification loss)")
+def trl_process_reward(config: Config, inputs: Inputs) -> Mapping[str, Any]:
+    """Cross-entropy at the ends of steps."""
+    config.expect(num_labels=2)
+    if "micro_batches" in inputs:
+        raise NotMappedError("the peer adds up means of micro-batches; here all ends of a step weigh the same")
+    loss, push = _process(inputs["logits"], inputs["labels"])
+    return {"loss": loss, "neg_dloss_dlogits": push}
 
 
 def _critic(inputs: Inputs, *, clip: float | None, how: str, scale: float = 1.0) -> dict[str, Any]:

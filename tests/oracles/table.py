@@ -91,31 +91,37 @@ def step(
     length: int | None = None,
     weight: float = 1.0,
     on: str = "all",
+    state: Mapping[str, Any] | None = None,
 ) -> Step:
     """One term through the engine.
 
     how: normaliser in place of the algorithm's own, for all its heads. counts: {"tokens", "answers", "groups"} of a
-    step of which the batch is only a part. weight: scales the term. The closed form must agree with the loss.
+    step of which the batch is only a part. weight: scales the term. state: of the algorithm, before the step. The
+    closed form must agree with the loss.
     """
     part = chosen("algorithm", algorithm, **settings)
-    term = Term(part.part, part.settings, on=on)
+    term = Term(part.part, part.settings, on=on, aggregation=how, state=dict(state or {}))
     rows = term.rows(batch)
     number = replace(Counts.of(batch, rows, Here()), **(counts or {}))
     w = {
         head: weight * normaliser(batch, rows, how or own, number, length=length)
         for head, own in term.aggregations.items()
     }
-    gc = coefficients(term, batch)
-    for head, slope in gradient_of_loss(term, batch).items():
+    known = dict(term.call("statistics", batch=batch)) if term.scope == "step" else {}
+    gc = coefficients(term, batch, known)
+    for head, slope in gradient_of_loss(term, batch, known).items():
         compare(
             f"closed form and loss, {head}", torch.where(batch.loss_mask, slope, 0.0), gc[head].tolist(), (1e-9, 1e-9)
         )
-    return Step({head: gc[head].double() * w[head][:, None] for head in gc}, named_loss(term, batch, w))
+    return Step({head: gc[head].double() * w[head][:, None] for head in gc}, named_loss(term, batch, w, known))
 
 
 def credited(settings: Mapping[str, Any], batch: Batch) -> dict[str, Tensor]:
     """Advantage and returns [batch, time] that the policy-gradient family gives a collected batch, 0 off the mask."""
-    part = chosen("algorithm", "grpo", **{"kl_weight": 0.0, **settings})
+    written = settings["advantage"]
+    rule = chosen("advantage", **({"name": written} if isinstance(written, str) else written))
+    kind = "ppo" if "old_value" in rule.part.names_read(rule.settings) else "grpo"
+    part = chosen("algorithm", kind, **{"kl_weight": 0.0, **settings})
     found = Term(part.part, part.settings).call("credit", batch=batch)
     return {name: batch.expand(x) for name, x in found.items()}
 
@@ -126,4 +132,12 @@ def rows(x: Tensor) -> Tensor:
 
 
 # the entries
-from tests.oracles import peers_advantages, peers_kl, peers_policy, peers_preference, peers_rows  # noqa: E402, F401
+from tests.oracles import (  # noqa: E402
+    peers_advantages,  # noqa: F401
+    peers_distillation,  # noqa: F401
+    peers_kl,  # noqa: F401
+    peers_policy,  # noqa: F401
+    peers_preference,  # noqa: F401
+    peers_rows,  # noqa: F401
+    peers_unpaired,  # noqa: F401
+)

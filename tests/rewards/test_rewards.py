@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unified_plugins.datasets.random_walks import GraphSettings, graph
 
 from unified import Answer, PromptGroup, call_named, catalogue
+from unified_plugins.datasets.random_walks import GraphSettings, graph
 
 
 def judge(name: str, groups: list[PromptGroup], score: Any = None, **settings: Any) -> Any:

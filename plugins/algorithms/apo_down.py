@@ -1,0 +1,25 @@
+"""APO-down: lower both answers, the worse one further; for policies that are better than the better answers.
+
+With a = beta (log-ratio to the reference) of the better, m as in DPO, s'(x) = sigmoid(x) sigmoid(-x):
+GC = beta (s'(m) - s'(a)) on the better, -beta s'(m) on the worse; loss = sigmoid(a) + 1 - sigmoid(m).
+Source: D'Oosterlinck et al. 2024, arXiv:2408.06266.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.preference import PreferenceSettings, preference
+
+
+class APODownSettings(PreferenceSettings):
+    """What a recipe may set for APO-down: the family's settings with its link."""
+
+    link: choice("link") = Field(  # type: ignore[valid-type]
+        "anchored_down", validate_default=True, description="the loss of one comparison"
+    )
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer APO-down to recipes as `algorithm: apo_down`."""
+    return [preference("apo_down", APODownSettings)]

@@ -1,0 +1,25 @@
+"""EXO: the reverse KL of the policy's preference to the label, as RL minimises it, in the place of DPO's forward KL.
+
+GC = +-beta sigmoid(m) sigmoid(-m) (log((1 - e) / e) - m), m as in DPO, e the doubt in a label;
+loss = KL of (sigmoid(m), sigmoid(-m)) from (1 - e, e).
+Source: Ji et al. 2024, arXiv:2402.00856, EXO-pref, eq. 16.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.preference import PreferenceSettings, preference
+
+
+class EXOSettings(PreferenceSettings):
+    """What a recipe may set for EXO: the family's settings with its link."""
+
+    link: choice("link") = Field(  # type: ignore[valid-type]
+        "label_kl", validate_default=True, description="the loss of one comparison"
+    )
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer EXO to recipes as `algorithm: exo`."""
+    return [preference("exo", EXOSettings)]

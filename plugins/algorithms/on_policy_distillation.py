@@ -1,0 +1,30 @@
+"""On-policy distillation: on answers of the policy's own, each token's credit is how much likelier the teacher finds it.
+
+GC = A_t = log teacher_t − log policy_t, of the policy that sampled (gamma 0; `advantage: {name: teacher, gamma: 1}`
+gives the sum over what follows). A one-sample estimate of the gradient of KL(policy, teacher) of each token.
+Source: Agarwal et al. 2023, arXiv:2306.13649, on sampled tokens; as a token-level advantage Lu et al. 2025, Thinking
+Machines, "On-Policy Distillation".
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
+
+
+class OnPolicyDistillationSettings(PolicyGradientSettings):
+    """What a recipe may set: the policy-gradient family's settings with the teacher's advantage and no ratio."""
+
+    advantage: choice("advantage") = Field("teacher", validate_default=True, description="how a token is judged")  # type: ignore[valid-type]
+    ratio: choice("ratio") = Field(
+        "none", validate_default=True, description="trust region around the policy that sampled"
+    )  # type: ignore[valid-type]
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer on-policy distillation to recipes as `algorithm: on_policy_distillation`."""
+    preset = policy_gradient("on_policy_distillation", OnPolicyDistillationSettings, how="token", answers=1)
+    return [replace(preset, reward="constant")]

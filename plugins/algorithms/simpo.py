@@ -1,0 +1,27 @@
+"""SimPO: DPO without a reference, on mean log-probs, with a gap that the better answer must lead by.
+
+GC = +-beta / length sigmoid(-m), m = beta (mean logp of the better - that of the worse) - gap;
+loss = -log sigmoid(m). The gap is the paper's gamma itself; where a library states gamma / beta, multiply.
+Source: Meng et al. 2024, arXiv:2405.14734.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.preference import PreferenceSettings, preference
+
+
+class SimPOSettings(PreferenceSettings):
+    """What a recipe may set for SimPO: the family's settings with values in use with the paper."""
+
+    beta: float = Field(2.5, gt=0, description="scale of the mean log-probs")
+    margin: choice("margin") = Field(  # type: ignore[valid-type]
+        {"name": "length_normalised", "reference": False}, validate_default=True, description="what is compared"
+    )
+    gap: float = Field(1.375, description="distance asked for, gamma of the paper")
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer SimPO to recipes as `algorithm: simpo`."""
+    return [preference("simpo", SimPOSettings)]
