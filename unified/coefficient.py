@@ -22,7 +22,8 @@ class Term:
     """One summand of a stage: an algorithm with its settings, weight, rows and normaliser.
 
     on: "all", "best" or "worst" (the highest or lowest reward of each prompt), or a column (rows where it is not 0).
-    aggregation: replaces the algorithm's own for logp. length: L of aggregation "constant", in tokens.
+    aggregation: replaces the algorithm's own for logp. length: L of aggregation "constant", in tokens; without, that of
+    the algorithm's setting `constant_length`, where it has one.
     state: what `update` changes; saved with every checkpoint.
     slot: the name of its own `logits` head in a stage, where several terms may push one.
     """
@@ -37,10 +38,14 @@ class Term:
     slot: str = "logits"
 
     def __post_init__(self) -> None:
+        self.length = self.length or getattr(self.settings, "constant_length", None)
+        self.length = self.length or getattr(self.settings, "constant_length", None)
         if self.algorithm.initial_state and not self.state:
             self.state = dict(self.call("initial_state"))
         allowed = CONSTANT_IN_GROUP - ({"group-token"} if self.scope == "step" else set())
         for head, how in self.aggregations.items():
+            if how == "constant" and not self.length:
+                raise UserError(f"aggregation 'constant' of {head} needs `constant_length`", "set L, in tokens")
             if self.scope != "answer" and how not in allowed:
                 raise UserError(
                     f"algorithm '{self.algorithm.name}' couples answers: '{how}' of {head} would change its gradient",

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import get_scheduler
-from transformers.trainer_utils import SchedulerType
 
 from unified.errors import UserError, unknown_name
 from unified.stage import TrainSettings
@@ -21,6 +20,16 @@ OPTIMISERS = {
     "adagrad": "Adagrad",
     "rmsprop": "RMSprop",
 }
+#: schedules of transformers that need nothing but the steps
+SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "cosine",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "linear",
+    "polynomial",
+)
 
 
 def optimiser_class(name: str) -> type[torch.optim.Optimizer]:
@@ -71,9 +80,8 @@ def schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: i
 
     With warm-up, "constant" is its "constant_with_warmup": the plain one would leave the warm-up out without a word.
     """
-    known = [s.value for s in SchedulerType]
-    if settings.lr_scheduler_type not in known:
-        raise UserError(unknown_name("schedule", settings.lr_scheduler_type, known).text())
+    if settings.lr_scheduler_type not in SCHEDULES:
+        raise UserError(unknown_name("schedule", settings.lr_scheduler_type, SCHEDULES).text())
     warmup = settings.warmup_steps or int(settings.warmup_ratio * steps)
     name = "constant_with_warmup" if settings.lr_scheduler_type == "constant" and warmup else settings.lr_scheduler_type
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

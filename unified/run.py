@@ -198,15 +198,20 @@ def tabulate(run: Run, stream: Stream, groups: list[PromptGroup]) -> Table:
 
 
 def _write_reward(reward: Tensor, i: int, row: Row, value: float | list[float] | None) -> None:
-    """Into [batch], or into [batch, time]: there a single number stands at the last token that carries a gradient."""
+    """Into [batch], or into [batch, time]: there a single number stands at the last token that carries a gradient.
+
+    What was given for a token that carries none (a tool's text) goes to the last one before it that does, or to the
+    first one of all, so that nothing of the answer's reward is lost.
+    """
+    carrying = [t for t, m in enumerate(row.mask) if m]
     if value is None:
         return
     if reward.dim() == 1:
         reward[i] = float(value)  # type: ignore[arg-type]
-    elif isinstance(value, list):
-        reward[i, : len(value)] = torch.tensor(value, dtype=reward.dtype)
-    elif any(row.mask):
-        reward[i, max(t for t, m in enumerate(row.mask) if m)] = value
+    elif carrying:
+        each = value if isinstance(value, list) else [0.0] * carrying[-1] + [value]
+        for t, number in enumerate(each):
+            reward[i, max((c for c in carrying if c <= t), default=carrying[0])] += number
 
 
 def forward(run: Run, table: Table | None, index: Sequence[int], asks: Asks) -> dict[str, dict[str, Tensor]]:

@@ -151,6 +151,7 @@ class _Runner:
                 return
             self.console.say(f"{stage.name}: its result was changed or is incomplete; it is made again")
         resumes = done is None and _text(folder / FINGERPRINT) == draft.fingerprint
+        went_on = resumes and any(folder.glob("checkpoint*"))
         self.team.wait()  # nobody may look at the folder any more when the main process changes it
         if self.team.main:
             if not resumes:
@@ -158,7 +159,7 @@ class _Runner:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / FINGERPRINT, draft.fingerprint)
         self.team.wait()
-        self.console.stage_begins(stage.name, number, len(self.plan.stages), stage.describe(), resumes=resumes)
+        self.console.stage_begins(stage.name, number, len(self.plan.stages), stage.describe(), resumes=went_on)
         result = self._run(stage, folder, draft)
         self.team.wait()  # another process may still be writing
         if self.team.main:

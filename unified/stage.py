@@ -126,7 +126,7 @@ class TrainSettings(Settings):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="second moment decay")
     adam_epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped here; 0: not at all")
-    bf16: bool = Field(False, description="forward and backward in bfloat16, weights and head in float32")
+    bf16: bool = Field(False, description="matrix products in bfloat16; weights, log-probs and sums in float32")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the trained model; without: 0")
 

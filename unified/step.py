@@ -26,9 +26,10 @@ def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
     drawn = run.processes.mine(stream.draw(n))
     if not stream.online:
         return stream.collect([g for _, g in drawn], _no_sampling, run.stage.seed)
-    torch.manual_seed(seed_of("rollout", run.stage.seed, run.iteration, stream.position, run.processes.rank))
+    here = (run.stage.seed, stream.label, run.iteration, stream.position)
+    torch.manual_seed(seed_of("rollout", *here, run.processes.rank))
     sampler = Sampler(run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step)
-    return stream.collect([g for _, g in drawn], sampler, seed_of("source", run.stage.seed, run.iteration, stream.position))
+    return stream.collect([g for _, g in drawn], sampler, seed_of("source", *here))
 
 
 def _no_sampling(*_: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from unified.checkpoint import resume, save_checkpoint
 from unified.data import PromptGroup
 from unified.evaluate import evaluate
+from unified.interrupt import StopRequest
 from unified.models import Artifact, save_model
 from unified.run import Run, Table
 from unified.set_up import set_up
@@ -39,12 +40,16 @@ def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
 def train(stage: StageContext, settings: TrainSettings) -> tuple[Run, dict[str, Any]]:
     """Train without writing a model; the run that is returned holds it in memory."""
     run = set_up(stage, settings)
-    loop = Loop(run, started=time.time())
     resumed = resume(run)
+    loop = Loop(run, saved_at=run.step)
     if settings.eval_on_start and not resumed:
         loop.evaluate(written=True)
-    while run.step < run.steps and run.streams[0].position < run.total_prompts:
-        loop.iterate()
+    with StopRequest() as stop:
+        while run.step < run.steps and run.streams[0].position < run.total_prompts:
+            loop.iterate()
+            if run.processes.most(stop.asked):
+                loop.save()
+                raise KeyboardInterrupt
     loop.evaluate(written=True)
     loop.restore_best()
     return run, loop.summary()
@@ -55,7 +60,6 @@ class Loop:
     """The loop over collected batches, and what it reports."""
 
     run: Run
-    started: float
     evaluated_at: int = -1
     saved_at: int = 0
     mark: float = 0.0
@@ -86,9 +90,14 @@ class Loop:
             metrics |= self.evaluate()
         self.report(table, metrics)
         if settings.save_steps and run.step - self.saved_at >= settings.save_steps and run.step < run.steps:
-            folder = save_checkpoint(run)
-            self.saved_at = run.step
-            run.stage.notify("checkpoint_saved", stage=run.stage.name, step=run.step, folder=str(folder))
+            self.save()
+
+    def save(self) -> None:
+        """A checkpoint to go on from."""
+        run = self.run
+        folder = save_checkpoint(run)
+        self.saved_at = run.step
+        run.stage.notify("checkpoint_saved", stage=run.stage.name, step=run.step, folder=str(folder))
 
     def control(self, steps: int) -> dict[str, float]:
         """Means over what was learned from, and the state of the terms that follows from them."""
@@ -146,11 +155,11 @@ class Loop:
     def summary(self) -> dict[str, Any]:
         """What the table and the manifest show of the stage."""
         run = self.run
-        chosen = {"best_step": run.best.step} if run.best else {}
-        return {
-            "steps": run.step, **chosen, **run.evaluated, "dropped_rows": run.dropped,
-            "layout": run.layout, **{f"last/{k}": v for k, v in run.last.items() if not k.startswith("eval/")},
-        }  # fmt: skip
+        out: dict[str, Any] = {"steps": run.step, **({"best_step": run.best.step} if run.best else {}), **run.evaluated}
+        out |= {"dropped_rows": run.dropped, "layout": run.layout}
+        if not all(run.roles.plain_head.values()):
+            out["head"] = "the model's own, because it scales or caps its logits"
+        return out | {f"last/{k}": v for k, v in run.last.items() if not k.startswith("eval/")}
 
 
 def split(run: Run, table: Table, parts: int, epoch: int) -> list[list[int]]:

@@ -173,14 +173,11 @@ def _check_teacher(settings: TrainSettings) -> list[Problem]:
 
 
 def _check_optimiser(settings: TrainSettings) -> list[Problem]:
-    from transformers.trainer_utils import SchedulerType
-
-    from unified.optim import optimiser_class
+    from unified.optim import SCHEDULES, optimiser_class
 
     problems = []
-    schedules = [s.value for s in SchedulerType]
-    if settings.lr_scheduler_type not in schedules:
-        problems.append(unknown_name("schedule", settings.lr_scheduler_type, schedules, at=("lr_scheduler_type",)))
+    if settings.lr_scheduler_type not in SCHEDULES:
+        problems.append(unknown_name("schedule", settings.lr_scheduler_type, SCHEDULES, at=("lr_scheduler_type",)))
     try:
         optimiser_class(settings.optim)
     except UserError as error:

@@ -18,8 +18,8 @@ class AlphaPOSettings(PreferenceSettings):
     margin: choice("margin") = Field(  # type: ignore[valid-type]
         {"name": "length_normalised", "reference": False}, validate_default=True, description="what is compared"
     )
-    divergence: choice("divergence") = Field(  # type: ignore[valid-type]
-        {"name": "alpha", "alpha": 0.25}, validate_default=True, description="shape of the reward"
+    transform: choice("transform") = Field(  # type: ignore[valid-type]
+        {"name": "f_alpha", "alpha": 0.25}, validate_default=True, description="shape of the reward"
     )
     gap: float = Field(1.375, description="distance asked for, gamma of the paper")
 

@@ -43,6 +43,15 @@ def loss(batch: Batch, settings: NashMDSettings) -> Tensor:
     return -coefficient(batch, settings) * batch.logp
 
 
+def metrics(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Means over answers: the win probability, and kl, the log-ratio of the whole answer in nats, where it is read."""
+    on = batch.counts
+    found = {"win_probability": batch.total_reward}
+    if batch.has("ref_logp"):
+        found["kl"] = torch.where(batch.loss_mask, batch.logp - batch.ref_logp, 0.0).sum(1)
+    return {name: (torch.where(on, x, 0.0).sum(), on.sum()) for name, x in found.items()}
+
+
 @hookimpl
 def unified_algorithms() -> list[Algorithm]:
     """Offer Nash-MD to recipes as `algorithm: nash_md`; `reward` must judge by comparison."""
@@ -52,6 +61,7 @@ def unified_algorithms() -> list[Algorithm]:
             NashMDSettings,
             coefficient=coefficient,
             loss=loss,
+            metrics=metrics,
             reads=reads,
             aggregation="sequence-sum",
             source="rollouts",

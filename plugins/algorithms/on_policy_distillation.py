@@ -1,4 +1,4 @@
-"""On-policy distillation: on answers of the policy's own, each token's credit is how much likelier the teacher finds it.
+"""On-policy distillation: the credit of each sampled token is how much likelier the teacher finds it.
 
 GC = A_t = log teacher_t − log policy_t, of the policy that sampled (gamma 0; `advantage: {name: teacher, gamma: 1}`
 gives the sum over what follows). A one-sample estimate of the gradient of KL(policy, teacher) of each token.
@@ -18,9 +18,9 @@ class OnPolicyDistillationSettings(PolicyGradientSettings):
     """What a recipe may set: the policy-gradient family's settings with the teacher's advantage and no ratio."""
 
     advantage: choice("advantage") = Field("teacher", validate_default=True, description="how a token is judged")  # type: ignore[valid-type]
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         "none", validate_default=True, description="trust region around the policy that sampled"
-    )  # type: ignore[valid-type]
+    )
 
 
 @hookimpl

@@ -1,10 +1,10 @@
-"""The preference family: a margin (one number per answer), a divergence (its score) and a link (the loss of a pair).
+"""The preference family: a margin (one number per answer), a transform (its score) and a link (the loss of a pair).
 
-With h the margin rule of an answer, g = divergence(h) its score and m = beta (g of the better - g of the worse) - gap,
+With h the margin rule of an answer, g = transform(h) its score and m = beta (g of the better - g of the worse) - gap,
 a prompt's loss is the mean of link(m) over its pairs, so that a ranked list of K answers weighs as much as one pair.
 GC[b, t] = sum over pairs of b: share * (-d link / d g) * beta * d g[b] / d h[b] * d h[b] / d logp[b, t]; for a link of
 the margin alone the first derivative is that by m, with + where b is the better and - where it is the worse.
-Which tensors each kind of rule may name is said in `rules/margins.py`, `divergences.py` and `links.py`.
+Which tensors each kind of rule may name is said in `rules/margins.py`, `transforms.py` and `links.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class PreferenceSettings(Settings):
 
     beta: float = Field(0.1, gt=0, description="scale of the margin; larger stays nearer to the reference")
     margin: choice("margin") = Field("reference", validate_default=True, description="what is compared")  # type: ignore[valid-type]
-    divergence: choice("divergence") = Field(  # type: ignore[valid-type]
-        "reverse_kl", validate_default=True, description="the score as a function of what is compared"
+    transform: choice("transform") = Field(  # type: ignore[valid-type]
+        "f_reverse_kl", validate_default=True, description="the score as a function of what is compared"
     )
     link: choice("link") = Field("sigmoid", validate_default=True, description="the loss of one comparison")  # type: ignore[valid-type]
     gap: float = Field(0.0, description="distance asked for, taken off the scaled margin")
@@ -85,13 +85,13 @@ def cost(batch: Batch, settings: PreferenceSettings, found: Pairs, weight: Tenso
 
 def scores(batch: Batch, settings: PreferenceSettings) -> Tensor:
     """[batch]: beta g of every answer."""
-    score: Tensor = apply.value(settings.divergence, {"h": _margin(batch, settings)})
+    score: Tensor = apply.value(settings.transform, {"h": _margin(batch, settings)})
     return settings.beta * score
 
 
 def along(batch: Batch, settings: PreferenceSettings) -> Tensor:
     """d scores / d logp of each answer's own tokens, [batch, time]."""
-    slope = apply.coefficient(settings.divergence, lambda h: {"h": h}, _margin(batch, settings), ascend=True)
+    slope = apply.coefficient(settings.transform, lambda h: {"h": h}, _margin(batch, settings), ascend=True)
     inner = apply.coefficient(settings.margin, lambda x: _offered(batch, settings, x), batch.logp, ascend=True)
     return settings.beta * batch.expand(slope) * batch.expand(inner)
 

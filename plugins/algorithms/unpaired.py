@@ -44,11 +44,11 @@ def push(batch: Batch, settings: UnpairedSettings, level: Tensor | float) -> Ten
 
 
 def cost(batch: Batch, settings: UnpairedSettings, level: Tensor | float) -> Tensor:
-    """The loss of every answer, [batch]."""
+    """The loss of every answer, [batch]; 0 for probes."""
     sign, weight = _sides(batch, settings)
     u = sign * (rewards(batch, settings) - level)
     value: Tensor = apply.value(settings.link, {"margin": u, "beta": settings.beta})
-    return weight * value
+    return torch.where(batch.probe, 0.0, weight * value)
 
 
 def rewards(batch: Batch, settings: UnpairedSettings) -> Tensor:

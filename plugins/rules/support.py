@@ -1,4 +1,4 @@
-"""Over which tokens two distributions are compared: all of the vocabulary, or the k likeliest and what to make of the rest.
+"""Over which tokens two distributions are compared: all, or the k likeliest and something for the rest.
 
 A `View` holds both distributions over the compared tokens, and turns derivatives by the student's log-probs there into
 derivatives by its logits.

@@ -1,7 +1,7 @@
 """The advantage of on-policy distillation: how much likelier the teacher finds what the policy said.
 
-What such a rule may name is listed in `advantages.py`. Both log-probs are those of the sampled token: the teacher's, and
-those of the policy that sampled it.
+What such a rule may name is listed in `advantages.py`. Both log-probs are those of the sampled token: the teacher's,
+and those of the policy that sampled it.
 """
 
 from __future__ import annotations

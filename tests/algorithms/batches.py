@@ -21,7 +21,10 @@ def term(name: str, **settings: Any) -> Term:
 
 
 def random_fields(seed: int = 0, *, rows: int = 12, time: int = 7) -> dict[str, Tensor]:
-    """Every field, float64: three answers a prompt of any length with holes, the reward a ranking with some ties."""
+    """Every field, float64: three answers a prompt of any length with holes, the reward a ranking with some ties.
+
+    The first prompt has three different rewards.
+    """
     torch.manual_seed(seed)
 
     def noise(scale: float = 1.0) -> Tensor:
@@ -35,7 +38,7 @@ def random_fields(seed: int = 0, *, rows: int = 12, time: int = 7) -> dict[str, 
     return {
         "loss_mask": mask,
         "group": torch.arange(rows) // 3,
-        "reward": torch.randint(0, 3, (rows,)).double(),
+        "reward": torch.cat([torch.tensor([0, 2, 1]), torch.randint(0, 3, (rows,))[3:]]).double(),
         "logp": logp,
         "old_logp": logp + noise(0.3),
         "ref_logp": logp + noise(0.5),
@@ -45,20 +48,27 @@ def random_fields(seed: int = 0, *, rows: int = 12, time: int = 7) -> dict[str, 
         "score": noise(),
         "advantage": noise(),
         "returns": noise(),
+        "collision_logp": -noise().abs(),
     }
+
+
+def known(one: Term, batch: Batch) -> dict[str, Tensor]:
+    """The statistics of a step that is this batch, where the algorithm has some."""
+    return dict(one.call("statistics", batch=batch)) if one.algorithm.statistics else {}
 
 
 def pushed(one: Term, batch: Batch) -> dict[str, Tensor]:
     """w GC per head, [batch, time], of a step that is this batch."""
     w = one.normalisers(batch, one.rows(batch), Here())
-    return {head: gc.double() * w[head][:, None] for head, gc in coefficients(one, batch).items()}
+    return {head: gc.double() * w[head][:, None] for head, gc in coefficients(one, batch, known(one, batch)).items()}
 
 
 def loss(one: Term, batch: Batch) -> float:
     """The named loss of a step that is this batch."""
-    return named_loss(one, batch, one.normalisers(batch, one.rows(batch), Here()))
+    return named_loss(one, batch, one.normalisers(batch, one.rows(batch), Here()), known(one, batch))
 
 
 def mean_metrics(one: Term, batch: Batch) -> dict[str, float]:
-    """The metrics, as the log shows them."""
-    return {name: float(x / n) for name, (x, n) in one.call("metrics", batch=batch, statistics={}).items()}
+    """The metrics, as the log shows them; without those that are totals."""
+    found = one.call("metrics", batch=batch, statistics=known(one, batch))
+    return {name: float(x / n) for name, (x, n) in found.items() if n}

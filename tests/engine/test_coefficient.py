@@ -252,7 +252,7 @@ def test_heads_are_weighed_apart() -> None:
 
 
 def test_a_recipe_may_replace_the_aggregation_of_logp_only() -> None:
-    assert term_of("valued", aggregation="constant").aggregations == {"logp": "constant", "value": "token"}
+    assert term_of("valued", aggregation="constant", length=8).aggregations == {"logp": "constant", "value": "token"}
     assert term_of("scored", aggregation="token").aggregations == {"score": "group"}
 
 

@@ -139,3 +139,13 @@ def test_the_size_of_coefficients_is_a_mean_over_the_tokens_that_a_term_acts_on(
     step_gradient(run, random_groups(4, 3))
     value, number = run.sums["gc/abs"]
     assert value / number == 1.0
+
+
+def test_a_reward_on_text_of_a_tool_goes_to_the_token_before_it(tmp_path: Path) -> None:
+    # tokens: own, tool, own, tool; the tool's 0.5 and 2 belong to what the policy wrote before
+    answer = Answer([5, 6, 7, 8], loss_mask=[True, False, True, False], reward=[1.0, 0.5, 0.25, 2.0])
+    first = Answer([5, 6], loss_mask=[False, True], reward=[3.0, 1.0])
+    run = set_up(stage(tmp_path, {"base": tiny_policy()}), train_settings(algorithm="imitate", data="letters"))
+    batch = tabulate(run, run.streams[0], [PromptGroup([4], [answer, first])]).batch
+    assert batch.reward.tolist() == [[1.5, 0.0, 2.25, 0.0], [0.0, 4.0, 0.0, 0.0]]
+    assert batch.total_reward.tolist() == [answer.total_reward, first.total_reward]

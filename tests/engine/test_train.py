@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -308,3 +309,15 @@ def test_a_renewed_reference_is_the_policy_and_what_was_kept_of_the_old_one_is_f
     new.data.fill_(3.0)
     mixed.renew_reference()
     assert torch.allclose(old, torch.full_like(old, 1.5))  # 0.25 x 3 + 0.75 x 1
+
+
+def test_ctrl_c_finishes_the_batch_writes_a_checkpoint_and_the_next_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+    settings = train_settings(**SAMPLED, max_steps=6, learning_rate=1e-2)
+    straight, _ = train(stage(tmp_path / "a", {"base": tiny_policy()}), settings)
+    broken = stage(tmp_path / "b", {"base": tiny_policy()})
+    broken.progress = lambda step, steps, metrics: signal.raise_signal(signal.SIGINT) if step == 3 else None
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, settings)
+    assert torch.load(tmp_path / "b" / "checkpoint" / "state.pt", weights_only=False)["step"] == 3
+    again, _ = train(stage(tmp_path / "b", {"base": tiny_policy()}), settings)
+    assert torch.equal(weights(again), weights(straight))

@@ -180,16 +180,14 @@ def nemo_decoupled(config: Config, inputs: Inputs) -> Mapping[str, Any]:
     rule = {"name": "whitened", "of": {"name": "per_reward", "of": inner, "rewards": weights}, "epsilon": 0.0}
     columns = {name: inputs[name] for name in weights}
     nothing = torch.zeros_like(inputs["reward_a"])
-    return {
-        "advantages": rows(_within(nothing, inputs["prompt_ids"].long(), rule, mask=inputs.mask, columns=columns))
-    }
+    return {"advantages": rows(_within(nothing, inputs["prompt_ids"].long(), rule, mask=inputs.mask, columns=columns))}
 
 
 @peer("NeMo/RL", "advantage_estimator.py:RawRewardAdvantageEstimator")
 def nemo_raw(config: Config, inputs: Inputs) -> Mapping[str, Any]:
     """The reward is the advantage of every token."""
     config.expect(normalize_advantages=False)
-    return {"advantages": _along(inputs, {"name": "monte_carlo"})["advantages"]}
+    return {**_along(inputs, {"name": "monte_carlo"}), "where": inputs.mask}
 
 
 @peer("NeMo/RL", "advantage_estimator.py:ReinforcePlusPlusAdvantageEstimator")

@@ -1,4 +1,4 @@
-"""Entries for policy losses on sampled answers."""
+"""Entries for TRL's policy losses on sampled answers, and what the other libraries' entries share."""
 
 from __future__ import annotations
 
@@ -6,173 +6,159 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tests.oracles.cases import Config, Inputs, NotMappedError
-from tests.oracles.peers_kl import VERL
+from tests.oracles.peers_advantages import trl_group
 from tests.oracles.table import Step, chosen, peer, step
 from unified import Batch
 from unified.coefficient import Term
 
-VERL_HOW = {"token-mean": "token", "seq-mean-token-mean": "sequence", "seq-mean-token-sum": "sequence-sum"}
 
-
-def _batch(inputs: Inputs, **fields: Any) -> Batch:
+def policy_batch(inputs: Inputs, **fields: Any) -> Batch:
     """Where no old log-probs are given, the policy that sampled is the policy now."""
-    if "rollout_is_weights" in inputs:
-        raise NotMappedError("weights that correct for the rollout engine")
     own = {n: inputs[n] for n in ("logp", "ref_logp", "entropy") if n in inputs}
-    own |= {"advantage": inputs["advantages"], "loss_mask": inputs.mask}
+    own |= {"advantage": inputs["advantages"]} if "advantages" in inputs else {}
+    own |= {"sampling_logp": inputs["rollout_logp"]} if "rollout_logp" in inputs else {}
     own["old_logp"] = inputs["old_logp"] if "old_logp" in inputs else inputs["logp"]
-    return Batch({**own, **fields})
+    return Batch({**own, "loss_mask": inputs.mask, **fields})
 
 
-def _ratio(low: float, high: float, cap: float | None) -> dict[str, Any]:
+def clipping(low: float, high: float, cap: float | None) -> dict[str, Any]:
     return {"low": low, "high": high} | ({"name": "dual_clip", "cap": cap} if cap else {"name": "clip"})
 
 
-def _result(made: Step) -> dict[str, Any]:
+def result(made: Step) -> dict[str, Any]:
     heads = {"logp": "gc", "entropy": "gc_entropy"}
     return {"loss": made.loss, **{heads[h]: x for h, x in made.push.items()}}
 
 
-@peer("huggingface/trl", "GRPOTrainer._compute_loss")
+def mean_metrics(settings: Mapping[str, Any], batch: Batch) -> dict[str, float]:
+    """The metrics of the family, as the log shows them."""
+    part = chosen("algorithm", "grpo", **settings)
+    term = Term(part.part, part.settings, aggregation="token")
+    known = dict(term.call("statistics", batch=batch)) if term.scope == "step" else {}
+    found = term.call("metrics", batch=batch, statistics=known)
+    return {name: float(x / n) for name, (x, n) in found.items()}
+
+
+def share(where: Tensor, mask: Tensor) -> float:
+    return float((where & mask).sum() / mask.sum())
+
+
+def product_of_factors(settings: Mapping[str, Any], batch: Batch) -> Tensor:
+    """The product of the factors, [batch, time], as the family sees it: the push at ratio 1 and advantage 1."""
+    ones = torch.ones_like(batch.old_logp)
+    still = batch.plus(logp=batch.old_logp, advantage=ones)
+    part = chosen("algorithm", "grpo", kl_weight=0.0, ratio="none", factors=settings["factors"])
+    term = Term(part.part, part.settings, aggregation="token")
+    known = dict(term.call("statistics", batch=still)) if term.scope == "step" else {}
+    found: Tensor = term.call("coefficient", batch=still, statistics=known)["logp"]
+    return found
+
+
+def _trl_ratio(config: Config) -> dict[str, Any]:
+    """The ratio rule of a loss and an importance level."""
+    low, high, delta = (config.take(k) for k in ("epsilon_low", "epsilon_high", "delta"))
+    level, kind = config.take("importance_sampling_level"), config.take("loss_type")
+    if kind == "cispo":
+        level = {"token": "token", "sequence": "mean"}[level]
+        return {"name": "clipped_weight", "high": high - 1, "level": level}
+    if kind == "sapo":
+        # the peer holds the temperatures in float32
+        hot, cold = (config.take(f"sapo_temperature_{k}") for k in ("pos", "neg"))
+        return {"name": "soft_gate", "positive": hot, "negative": cold}
+    if level == "token":
+        return clipping(low, high, delta)
+    if delta is not None:
+        raise NotMappedError("delta at the level of answers")
+    return {"name": "sequence_clip", "low": low, "high": high, "per_token": level == "sequence_token"}
+
+
+def _trl_factors(config: Config) -> list[dict[str, Any]]:
+    share, limit = config.take("top_entropy_quantile", 1.0), config.take("off_policy_mask_threshold")
+    factors: list[dict[str, Any]] = [] if limit is None else [{"name": "off_policy", "limit": limit}]
+    return factors + ([{"name": "top_entropy", "share": share}] if share < 1 else [])
+
+
+TRL_HOW = {"grpo": "sequence", "sapo": "sequence", "dapo": "token", "bnpo": "token", "cispo": "token"}
+TRL_HOW |= {"dr_grpo": "constant", "luspo": "sequence-sum"}
+
+
+@peer(
+    "huggingface/trl",
+    "trl/trainer/grpo_trainer.py:GRPOTrainer._compute_loss",
+    "trl/experimental/gspo_token/grpo_trainer.py:GRPOTrainer._compute_loss",
+)
 def trl_policy(config: Config, inputs: Inputs) -> Mapping[str, Any]:
     """`loss_type` is the normaliser; answers without a token count. The KL may be weighted by the importance ratio."""
-    config.expect(importance_sampling_level="token", top_entropy_quantile=1.0, entropy_coef=0.0)
-    config.expect(off_policy_mask_threshold=None)
+    config.expect(entropy_coef=0.0)
     config.take("epsilon")  # the low and high ones are given
-    kind, accumulation = config.take("loss_type"), config.take("gradient_accumulation_steps")
-    rounds, length = config.take("steps_per_generation"), config.take("max_completion_length")
+    kind, accumulation = config.take("loss_type"), config.take("gradient_accumulation_steps", 1)
+    rounds, length = config.take("steps_per_generation", 1), config.take("max_completion_length")
     counts: dict[str, float] = {"answers": inputs.mask.shape[0]}
     weight = 1.0 / accumulation
-    if kind == "dapo" and "num_items_in_batch" in inputs:
+    if kind in ("dapo", "cispo") and "num_items_in_batch" in inputs:
         counts, weight = {"tokens": inputs.number("num_items_in_batch") * accumulation / rounds}, 1.0
-    hows = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant", "luspo": "sequence-sum"}
-    if kind not in hows:
+    if kind not in TRL_HOW:
         raise NotMappedError(f"no loss_type {kind}")
-    low, high, delta = (config.take(k) for k in ("epsilon_low", "epsilon_high", "delta"))
-    importance = "old_policy" if config.take("use_bias_correction_kl") else "none"
+    importance = "old_policy" if config.take("use_bias_correction_kl", False) else "none"
     settings = {
-        "ratio": _ratio(low, high, delta),
+        "ratio": _trl_ratio(config),
+        "factors": _trl_factors(config),
         "kl": {"name": "k3", "importance": importance},
-        "kl_weight": config.take("beta"),
+        "kl_weight": config.take("beta", 0.0),
     }
-    return _result(step("grpo", settings, _batch(inputs), how=hows[kind], counts=counts, length=length, weight=weight))
-
-
-def _verl_ratio(config: Config) -> dict[str, Any]:
-    clip = config.take("clip_ratio")
-    low, high = config.take("clip_ratio_low", clip), config.take("clip_ratio_high", clip)
-    return _ratio(low, high, config.take("clip_ratio_c", 3.0))
-
-
-@peer("volcengine/verl", "POLICY_LOSS_REGISTRY['vanilla']")
-def verl_policy(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """The clip is always dual; normalisers may be those of a larger step."""
-    config.expect(loss_mode="vanilla")
-    how, settings = VERL_HOW[config.take("loss_agg_mode")], {"ratio": _verl_ratio(config), "kl_weight": 0.0}
-    counts = {"tokens": "batch_num_tokens", "answers": "global_batch_size"}
-    given = {k: inputs.number(name) for k, name in counts.items() if name in inputs}
-    batch = _batch(inputs)
-    made = step("grpo", settings, batch, how=how, counts=given, weight=inputs.number("dp_size"))
-    return {**_result(made), "metrics": _verl_metrics(settings, batch)}
-
-
-def _verl_metrics(settings: Mapping[str, Any], batch: Batch) -> dict[str, float]:
-    """verl tells tokens stopped by the clip from those stopped by the cap."""
-    means = []
-    for cap in (settings["ratio"]["cap"], 1e9):
-        part = chosen("algorithm", "grpo", **{**settings, "ratio": {**settings["ratio"], "cap": cap}})
-        found = Term(part.part, part.settings).call("metrics", batch=batch)
-        means.append({name: float(x / n) for name, (x, n) in found.items()})
-    lower = means[0]["clip_ratio"] - means[1]["clip_ratio"]
-    own = {"actor/pg_clipfrac": means[1]["clip_ratio"], "actor/pg_clipfrac_lower": lower}
-    return {**own, "actor/ppo_kl": means[0]["policy_kl"]}
-
-
-@peer("volcengine/verl", "POLICY_LOSS_REGISTRY['gpg']")
-def verl_plain(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """No ratio at all."""
-    config.expect(loss_mode="gpg")
-    config.take("clip_ratio")  # not used
-    settings = {"ratio": "none", "kl_weight": 0.0}
-    made = step("grpo", settings, _batch(inputs), how=VERL_HOW[config.take("loss_agg_mode")])
-    return {**_result(made), "metrics": {}}
-
-
-@peer("volcengine/verl", "workers/utils/losses.py:ppo_loss")
-def verl_actor(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """The clipped objective, entropy and KL, all weighed the same way."""
-    config.expect(loss_mode="vanilla")
-    settings: dict[str, Any] = {"ratio": _verl_ratio(config), "entropy_weight": config.take("entropy_coeff", 0.0)}
-    kind, weight = config.take("kl_loss_type", "low_var_kl"), config.take("kl_loss_coef", 0.0)
-    settings |= {"kl": VERL[kind], "kl_weight": weight if config.take("use_kl_loss", False) else 0.0}
-    return _result(step("grpo", settings, _batch(inputs), how=VERL_HOW[config.take("loss_agg_mode")]))
-
-
-@peer("volcengine/verl", "core_algos.py:compute_policy_loss_bypass_mode")
-def verl_bypass(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """Without weights or rejection it is the clipped objective against the rollout's log-probs."""
-    if config.take("rollout_correction") != {"loss_type": "ppo_clip", "rollout_is": None}:
-        raise NotMappedError("rollout correction")
-    settings = {"ratio": _verl_ratio(config), "kl_weight": 0.0}
-    made = step("grpo", settings, _batch(inputs), how=VERL_HOW[config.take("loss_agg_mode")])
-    return {**_result(made), "kept_mask": inputs.mask.double()}
-
-
-@peer("NeMo/RL", "loss_functions.py:ClippedPGLossFn", skip=frozenset({"metrics"}))
-def nemo_policy(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """Clip and KL are two terms: the KL has a weight of its own, of policy over itself or over the rollout engine."""
-    low, high = config.take("ratio_clip_min", 0.2), config.take("ratio_clip_max", 0.2)
-    ratio: Any = _ratio(low, high, config.take("ratio_clip_c"))
-    weight, kind = config.take("reference_policy_kl_penalty"), config.take("reference_policy_kl_type", "k3")
-    approximate = config.take("use_on_policy_kl_approximation", False)
-    if config.take("disable_ppo_ratio", False):
-        ratio = "none"
-    batch = _batch(inputs)
-    if config.take("force_on_policy_ratio", False):
-        batch = batch.plus(old_logp=inputs["logp"])
-    counts = {"tokens": inputs.number("global_valid_toks"), "answers": inputs.number("global_valid_seqs")}
-    made = step("grpo", {"ratio": ratio, "kl_weight": 0.0}, batch, how="token", counts=counts)
-    if weight:
-        kl = {
-            "name": kind,
-            "importance": "old_policy" if approximate else "on_policy",
-            "log_ratio_limit": 20.0,
-            "limit": 10.0,
-        }
-        alone = batch.plus(advantage=torch.zeros_like(inputs["logp"]))
-        if approximate:
-            alone = alone.plus(old_logp=inputs["rollout_logp"])
-        made = made + step("grpo", {"kl": kl, "kl_weight": weight}, alone, how="token", counts=counts)
-    return _result(made)
-
-
-@peer("OpenRLHF", "openrlhf/models/loss.py:PolicyLoss")
-def openrlhf_policy(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """Asymmetric and dual clip; its metrics are token means."""
-    ratio = _ratio(config.take("clip_eps_low", 0.2), config.take("clip_eps_high", 0.2), config.take("dual_clip"))
-    how = "token" if config.take("token_level_loss", True) else "sequence"
-    counts = {"tokens": "batch_num_tokens", "answers": "global_batch_size"}
-    given = {k: inputs.number(name) for k, name in counts.items() if name in inputs}
-    settings, batch = {"ratio": ratio, "kl_weight": 0.0}, _batch(inputs)
-    made = step("grpo", settings, batch, how=how, counts=given, weight=inputs.number("dp_size"))
-    plain = chosen("algorithm", "grpo", **{**settings, "ratio": _ratio(ratio["low"], ratio["high"], None)})
-    found = Term(plain.part, plain.settings).call("metrics", batch=batch)
-    means = {name: float(x / n) for name, (x, n) in found.items()}
-    return {**_result(made), "clip_ratio": means["clip_ratio"], "ppo_kl": means["policy_kl"]}
-
-
-@peer("open-instruct", "compute_grpo_loss, compute_rho_correction; rl_utils.py:masked_mean")
-def open_instruct_policy(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """Asymmetric clip; the log-ratio to the reference is clamped to +-40."""
-    config.expect(loss_fn="dapo", use_rho_correction=False, loss_denominator="token")
-    for key in ("rho_clamp_lower_bound", "rho_clamp_upper_bound", "rho_mask_lower_bound", "rho_mask_upper_bound"):
-        config.take(key)  # of the correction
-    config.take("rho_mask_sequence_level"), config.take("rho_mask_tv_divergence")
-    kinds = [{"name": "k1"}, {"name": "k2"}, {"name": "k3"}, {"name": "k1", "importance": "old_policy"}]
-    kl = {**kinds[config.take("kl_estimator")], "log_ratio_limit": 40.0}
-    ratio = _ratio(config.take("clip_lower"), config.take("clip_higher"), None)
-    return _result(
-        step("grpo", {"ratio": ratio, "kl": kl, "kl_weight": config.take("beta")}, _batch(inputs), how="token")
+    return result(
+        step("grpo", settings, policy_batch(inputs), how=TRL_HOW[kind], counts=counts, length=length, weight=weight)
     )
+
+
+@peer("huggingface/trl", "gmpo_trainer.py:GMPOTrainer._compute_loss")
+def trl_geometric(config: Config, inputs: Inputs) -> Mapping[str, Any]:
+    """The mean over answers, whatever `loss_type` says."""
+    config.expect(importance_sampling_level="token", top_entropy_quantile=1.0, entropy_coef=0.0, beta=0.0, delta=None)
+    config.expect(off_policy_mask_threshold=None, gradient_accumulation_steps=1, steps_per_generation=1)
+    for key in ("epsilon", "loss_type", "use_bias_correction_kl", "max_completion_length"):
+        config.take(key)  # the bounds are given; the others are not used
+    rule = {"name": "geometric_clip", "low": config.take("epsilon_low"), "high": config.take("epsilon_high")}
+    counts = {"answers": float(inputs.mask.shape[0])}
+    return result(step("grpo", {"ratio": rule, "kl_weight": 0.0}, policy_batch(inputs), how="sequence", counts=counts))
+
+
+@peer("huggingface/trl", "rloo_trainer.py:RLOOTrainer._compute_loss")
+def trl_whole_answers(config: Config, inputs: Inputs) -> Mapping[str, Any]:
+    """The clipped ratio of whole answers; those without a token count."""
+    rule = {"name": "sequence_clip", "level": "product"}
+    rule |= {"low": config.take("epsilon_low"), "high": config.take("epsilon_high")}
+    counts = {"answers": float(inputs.mask.shape[0])}
+    return result(
+        step("grpo", {"ratio": rule, "kl_weight": 0.0}, policy_batch(inputs), how="sequence-sum", counts=counts)
+    )
+
+
+@peer("huggingface/trl", "GRPOTrainer._generate_and_score_completions, _compute_loss")
+def trl_engine_correction(config: Config, inputs: Inputs) -> Mapping[str, Any]:
+    """The ratio to the rollout engine, of tokens or whole answers, truncated or masked."""
+    length, kind = config.take("max_completion_length"), config.take("loss_type")
+    level, how = config.take("vllm_importance_sampling_mode").rsplit("_", 1)
+    level = {"token": "token", "sequence": "product"}[level]
+    bounds = {"low": config.take("clip_min") or 0.0, "high": config.take("clip_max")}
+    weigh = {"name": "importance", "level": level, **bounds}
+    if how != "truncate":
+        weigh = {"name": "importance", "level": level, "high": 1e300}
+    factors = [weigh] if how == "truncate" else [weigh, {"name": "reject", "level": level, **bounds}]
+    scale = Config({"num_generations": inputs.raw["num_generations"], "scale_rewards": config.take("scale_rewards")})
+    rewards = Inputs({"rewards_per_func": inputs["rewards"][:, None].tolist()})
+    advantage = trl_group(scale, rewards)["advantages"]
+    batch = policy_batch(inputs, advantage=advantage)
+    settings = {"ratio": clipping(config.take("epsilon_low"), config.take("epsilon_high"), None), "kl_weight": 0.0}
+    settings["factors"] = factors
+    counts = {"answers": float(inputs.mask.shape[0])}
+    made = step("grpo", settings, batch, how=TRL_HOW[kind], counts=counts, length=length)
+    weight = product_of_factors(settings, batch)
+    return {
+        **result(made),
+        "advantages": advantage,
+        "importance_sampling_ratio": weight[:, :1] if level == "product" else torch.where(inputs.mask, weight, 1.0),
+    }

@@ -38,9 +38,9 @@ def _divergence(config: Config) -> dict[str, Any] | None:
     kind, alpha = config.take("f_divergence_type"), config.take("f_alpha_divergence_coef", 0.5)
     known = {
         "reverse_kl": None,
-        "forward_kl": {"name": "forward_kl"},
-        "js_divergence": {"name": "js"},
-        "alpha_divergence": {"name": "alpha", "alpha": 1 - alpha},
+        "forward_kl": {"name": "f_forward_kl"},
+        "js_divergence": {"name": "f_js"},
+        "alpha_divergence": {"name": "f_alpha", "alpha": 1 - alpha},
     }
     if kind not in known:
         raise NotMappedError(f"no f_divergence_type {kind}")
@@ -73,7 +73,7 @@ def _trl_settings(kind: str, own: dict[str, Any], shape: Any, ld_alpha: float | 
     if shape is not None:
         if kind not in ("sigmoid", "hinge", "robust", "exo_pair", "discopop"):
             raise NotMappedError(f"{kind} of scores that are no log-ratios")
-        own = {**own, "divergence": shape}
+        own = {**own, "transform": shape}
     if ld_alpha is not None:
         if kind in ("aot", "aot_unpaired") or "margin" in own or kind == "sigmoid_norm":
             raise NotMappedError(f"{kind} with ld_alpha")
@@ -123,7 +123,7 @@ def trl_cpo(config: Config, inputs: Inputs) -> Mapping[str, Any]:
         raise NotMappedError(f"no loss_type {kind}")
     settings = {"beta": config.take("beta"), "nll_weight": 0.0, **known[kind]}
     if alpha:
-        settings["divergence"] = {"name": "alpha", "alpha": alpha}
+        settings["transform"] = {"name": "f_alpha", "alpha": alpha}
     made = step("cpo", settings, batch_of(inputs))
     return result(made + step("sft", {}, batch_of(inputs), on="best", weight=config.take("cpo_alpha", 1.0)))
 

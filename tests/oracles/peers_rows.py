@@ -73,14 +73,6 @@ def openrlhf_sft(config: Config, inputs: Inputs) -> Mapping[str, Any]:
     return _imitation(inputs, how="token" if config.take("token_level_loss", True) else "sequence")
 
 
-@peer("prime-rl", "loss.py:compute_loss")
-def prime_rl_loss(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """With an empty configuration and no reference the cross-entropy component."""
-    if "ref_logp" in inputs:
-        raise NotMappedError("the component of distillation")
-    return _imitation(inputs)
-
-
 @peer("volcengine/verl", "losses.py:sft_loss")
 def verl_sft(config: Config, inputs: Inputs) -> Mapping[str, Any]:
     """Divided by the tokens of all ranks; times their number, which undoes the mean over them."""

@@ -100,7 +100,7 @@ def step(
     closed form must agree with the loss.
     """
     part = chosen("algorithm", algorithm, **settings)
-    term = Term(part.part, part.settings, on=on, aggregation=how, state=dict(state or {}))
+    term = Term(part.part, part.settings, on=on, aggregation=how, length=length, state=dict(state or {}))
     rows = term.rows(batch)
     number = replace(Counts.of(batch, rows, Here()), **(counts or {}))
     w = {
@@ -137,6 +137,8 @@ from tests.oracles import (  # noqa: E402
     peers_distillation,  # noqa: F401
     peers_kl,  # noqa: F401
     peers_policy,  # noqa: F401
+    peers_policy_others,  # noqa: F401
+    peers_policy_verl,  # noqa: F401
     peers_preference,  # noqa: F401
     peers_rows,  # noqa: F401
     peers_unpaired,  # noqa: F401
