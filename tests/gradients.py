@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from tests.tools import random_groups, stage, step_gradient, tiny_policy, tiny_scalar, train_settings
 from unified import PromptGroup, catalogue
@@ -30,7 +31,7 @@ def gradient_of(
         "other": tiny_policy(kind, seed=1, dtype=dtype),
         "critic": tiny_scalar(kind, seed=2, dtype=dtype),
     }
-    online = catalogue().get("algorithm", algorithm).source == "rollouts"
+    online = catalogue().get("source", catalogue().get("algorithm", algorithm).source).online
     written: dict[str, Any] = {"algorithm": algorithm, "reference": "other", "critic": "critic", "max_length": 60}
     written["data"] = {"name": "random_walks", "view": "pairs"}
     if online:
@@ -49,10 +50,12 @@ def main(out: str, dtype: str, *algorithms: str) -> None:
     """Groups are dealt to the processes in turn; 5 of them on 2 processes give unequal shares."""
     groups = random_groups(5, 3, empty=True)
     found = {a: gradient_of(a, groups, getattr(torch, dtype), tokens_per_micro_batch=30) for a in algorithms}
-    import torch.distributed as dist
-
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    together = dist.is_initialized()
+    if not together or dist.get_rank() == 0:
         torch.save(found, out)
+    if together:
+        dist.barrier()  # a process that ends while others still talk to it takes them down
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ def test_coefficients_gives_the_published_loss_and_takes_the_normaliser_from_set
             "the batch does not fit: logp is [1, 1] but loss_mask is [1, 2]",
         ),
         ("imitate", {"reward": [1.0]}, [], "the batch does not fit: give loss_mask"),
-        ("imitate", BATCH, ["aggregation=constant"], "aggregation 'constant' needs a length"),
+        ("imitate", BATCH, ["aggregation=constant"], "aggregation 'constant' of logp needs `constant_length`"),
         (
             "prefer",
             BATCH,

@@ -51,6 +51,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "positions": [s.position for s in run.streams],
         "terms": [[t.state for t in s.terms] for s in run.streams],
         "kept": run.kept,
+        "kept_top": run.kept_top,
         "evaluated": run.evaluated,
         "last": run.last,
         "best": run.best,
@@ -78,6 +79,7 @@ def resume(run: Run) -> bool:
         for term, value in zip(stream.terms, terms, strict=True):
             term.state = value
     run.kept, run.evaluated, run.last, run.best = state["kept"], state["evaluated"], state["last"], state["best"]
+    run.kept_top = state["kept_top"]
     if run.accelerator.is_main_process:
         for name, size in state["files"].items():
             path = run.stage.folder / name

@@ -39,7 +39,7 @@ def measure_rows(run: Run, stream: Stream) -> None:
     """Loss and metrics of the terms on held-out rows as they stand; the same verbs as in training, without a push."""
     assert run.settings.evaluation is not None
     wanted = min(run.settings.evaluation.num_prompts, len(stream.rows))
-    groups = stream.collect(run.processes.mine(stream.rows[:wanted]), _refuse, 0)
+    groups = run.processes.mine(stream.collect(stream.rows[:wanted], _refuse, 0))
     stream.judge(groups)
     kept, _ = stream.select(groups)
     table = tabulate(run, stream, kept)
@@ -74,7 +74,7 @@ def measure_answers(run: Run, stream: Stream) -> None:
                 run.add("reward_square", float(answer.total_reward) ** 2)
             run.add("length", len(answer.ids))
             run.add("clipped_ratio", float(answer.finish == "length"))
-    if "reference" in run.roles.models:
+    if "reference" in run.roles.models and wanted.temperature == stream.temperature:  # log-probs are of one temperature
         table = tabulate(run, stream, groups)
         both = frozenset({"logp"})
         heads = heads_without_gradient(run, table, list(range(len(table.rows))), {"policy": both, "reference": both})

@@ -23,6 +23,8 @@ AGGREGATIONS = ("token", "sequence", "sequence-sum", "group", "group-token", "co
 HEADS = ("logp", "entropy", "value", "score", "logits")
 #: of the policy's distribution now, read without gradient: collision_logp is log Σ p², in nats
 STATISTICS = ("collision_logp",)
+#: fields computed before learning -> the head they are
+SCORED = {"old_logp": "logp", "ref_logp": "logp", "teacher_logp": "logp", "old_value": "value"}
 
 
 class NoSettings(Settings):
@@ -214,7 +216,8 @@ class DataSource(Part):
     """How prompts get their answers: as they stand in the rows, or sampled from the policy.
 
     collect(prompts, settings, sample, seed) -> list[PromptGroup]; `prompts` are PromptGroups drawn from the dataset in
-        seeded order, `sample(prompts, n, sampling)` asks the rollout engine with the policy as it is now.
+        seeded order (this process's share where the source is online, else those of all processes);
+        `sample(prompts, n, sampling)` asks the rollout engine with the policy as it is now.
     online: whether collect asks the rollout engine.
     """
 

@@ -169,7 +169,7 @@ def head_is_linear(model: Any) -> bool:
     hook = model.base_model.register_forward_hook(amplify)
     try:
         ids = torch.arange(min(4, head.weight.shape[0]), device=head.weight.device)[None]
-        own = model(input_ids=ids, use_cache=False).logits
+        own = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return len(plain) == 1 and bool(torch.allclose(plain[0], own.to(plain[0].dtype), rtol=1e-4, atol=1e-3))
     finally:
         hook.remove()

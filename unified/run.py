@@ -22,8 +22,6 @@ from unified.stage import StageContext, TrainSettings
 from unified.stream import Stream
 from unified.teacher import visits
 
-#: fields computed before learning -> the head they are
-SCORED = {"old_logp": "logp", "ref_logp": "logp", "teacher_logp": "logp", "old_value": "value"}
 Sums = dict[str, tuple[float, float]]
 
 

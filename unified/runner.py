@@ -75,6 +75,12 @@ class Team:
         if self._state is not None:
             self._state.wait_for_everyone()
 
+    def close(self) -> None:
+        """Part in good order: a process that ends while others still talk to it takes them down."""
+        if self._state is not None:
+            self._state.wait_for_everyone()
+            self._state.destroy_process_group()
+
 
 def run_recipe(
     recipe: Recipe, output: Path | None = None, *, force: bool = False, console: RunConsole | None = None
@@ -97,6 +103,7 @@ def run_recipe(
     with console:
         for number, stage in enumerate(plan.stages, start=1):
             runner.stage(stage, number)
+    team.close()
     return runner.outcomes
 
 

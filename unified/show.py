@@ -99,6 +99,7 @@ def facts(part: Part) -> list[tuple[str, str]]:
         return []
     settings = _defaults(part.settings)
     given = ["coefficient" if part.coefficient else "", "loss" if part.loss else "", "credit" if part.credit else ""]
+    given.append("distribution" if part.distribution else "")
     out = [("gives", ", ".join(filter(None, given)))]
     if settings is not None or not callable(part.scope):
         scope = part.scope_of(settings)  # type: ignore[arg-type]

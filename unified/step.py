@@ -16,20 +16,21 @@ from unified.coefficient import named_loss, push
 from unified.data import PromptGroup
 from unified.errors import PluginError, UserError
 from unified.layout import cut
-from unified.run import SCORED, Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
+from unified.parts import SCORED
+from unified.run import Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
 from unified.stream import Sampler, Stream, seed_of
 from unified.teacher import score_teacher
 
 
 def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
     """This process's share of the next n prompts, with answers."""
-    drawn = run.processes.mine(stream.draw(n))
-    if not stream.online:
-        return stream.collect([g for _, g in drawn], _no_sampling, run.stage.seed)
+    drawn = [g for _, g in stream.draw(n)]
+    if not stream.online:  # the source sees the prompts of all processes, so that what it makes does not depend on them
+        return run.processes.mine(stream.collect(drawn, _no_sampling, run.stage.seed))
     here = (run.stage.seed, stream.label, run.iteration, stream.position)
     torch.manual_seed(seed_of("rollout", *here, run.processes.rank))
     sampler = Sampler(run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step)
-    return stream.collect([g for _, g in drawn], sampler, seed_of("source", *here))
+    return stream.collect(run.processes.mine(drawn), sampler, seed_of("source", *here))
 
 
 def _no_sampling(*_: Any) -> Any:

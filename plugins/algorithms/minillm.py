@@ -3,7 +3,7 @@
 GC of logits = 1 before −KL(policy, teacher) of each token; GC of logp = ratio A inside the clip, else 0, with A_t the
 mean of log teacher − log policy over the tokens after t. The paper's sampling from a mixture with the teacher is not
 part of it: answers are the policy's own; its pretraining text is a second term, `sft` with rows of its own.
-Source: Gu et al. 2023, arXiv:2306.08543, eq. 5 to 7 (single-step decomposition, length normalisation).
+Source: Gu et al. 2023, arXiv:2306.08543, section 2.2 (single-step decomposition, length normalisation).
 """
 
 from __future__ import annotations

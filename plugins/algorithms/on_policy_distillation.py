@@ -2,8 +2,7 @@
 
 GC = A_t = log teacher_t − log policy_t, of the policy that sampled (gamma 0; `advantage: {name: teacher, gamma: 1}`
 gives the sum over what follows). A one-sample estimate of the gradient of KL(policy, teacher) of each token.
-Source: Agarwal et al. 2023, arXiv:2306.13649, on sampled tokens; as a token-level advantage Lu et al. 2025, Thinking
-Machines, "On-Policy Distillation".
+Source: Lu et al. 2025, Thinking Machines, "On-Policy Distillation"; the exact form over all tokens is distill_reverse.
 """
 
 from __future__ import annotations

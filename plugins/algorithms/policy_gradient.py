@@ -163,6 +163,8 @@ def statistics(batch: Batch, settings: PolicyGradientSettings) -> dict[str, Tens
     """What the rules must know of the whole optimiser step, under the place of each rule."""
     out: dict[str, Tensor] = {}
     for place, rule in _stepwise(settings):
+        if apply.scope(rule) != "step":
+            continue
         offers = _offered_to_ratio if place == "ratio" else _offered_to_factor
         reach = {"counts": batch.counts, "total": batch.total, "gather": batch.gather}
         found = apply.statistics(rule, {**offers(batch, rule, batch.logp if batch.has("logp") else None), **reach})

@@ -44,7 +44,7 @@ def forward_kl_coefficient(teacher: Tensor) -> Tensor:
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
     """KL(student, teacher) = Σ s (log s − log t): the student keeps to where the teacher is likely.
 
-    student, teacher: [n, s] nats. Returns [n] nats. Source: Gu et al. 2023, arXiv:2306.08543, eq. 1.
+    student, teacher: [n, s] nats. Returns [n] nats. Source: Gu et al. 2023, arXiv:2306.08543, section 2.1.
     """
     return _expected(student, student - teacher)
 

@@ -25,7 +25,7 @@ class ImportanceSettings(Settings):
     level: Level = Field("token", description="ratio of the token, its answer's geometric mean, or the whole product")
     low: float = Field(0.0, ge=0, description="the weight is at least this")
     high: float | None = Field(2.0, gt=0, description="the weight is at most this; without, it is not truncated")
-    mean_one: bool = Field(False, description="divide by the mean weight over all tokens of the optimiser step")
+    mean_one: bool = Field(False, description="divide by the mean weight over the optimiser step")
 
 
 class RejectSettings(Settings):
@@ -85,9 +85,11 @@ def importance_statistics(
     high: float | None,
     mean_one: bool,
 ) -> dict[str, Tensor]:
-    """The mean weight over the tokens of the step."""
+    """The mean weight over the tokens of the step, or over its answers where the level is an answer's."""
     weight = at_level(mismatch, loss_mask, level).exp().clamp(low, high)
     among = loss_mask & counts[:, None]
+    if level != "token":
+        among = among & (loss_mask.long().cumsum(1) == 1)  # the first token of each
     added, number = total(torch.stack([torch.where(among, weight, 0.0).sum(1).double(), among.sum(1).double()], 1))
     return {"mean": torch.where(added > 0, added / number.clamp(min=1), 1.0)}
 

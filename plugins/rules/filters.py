@@ -5,6 +5,8 @@ A rule of kind "filter" may name: groups, a list of PromptGroup. Its value is th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from unified import PromptGroup, Rule, hookimpl
 
 
@@ -19,7 +21,21 @@ def no_spread(groups: list[PromptGroup]) -> list[PromptGroup]:
     ]
 
 
+def cut_off(groups: list[PromptGroup]) -> list[PromptGroup]:
+    """Take the answers that were cut off at the longest length out of the loss, the counts and the comparison.
+
+    They keep their places without a loss token, so that no group is dropped. Nothing is known of how they would have
+    ended. Source: overlong filtering, Yu et al. 2025, arXiv:2503.14476, section 3.4.
+    """
+    return [
+        replace(
+            g, answers=[replace(a, loss_mask=[False] * len(a.ids)) if a.finish == "length" else a for a in g.answers]
+        )
+        for g in groups
+    ]
+
+
 @hookimpl
 def unified_rules() -> list[Rule]:
-    """Offer `filters: [no_spread]`."""
-    return [Rule("no_spread", of="filter", value=no_spread)]
+    """Offer `filters: [no_spread, cut_off]`."""
+    return [Rule("no_spread", of="filter", value=no_spread), Rule("cut_off", of="filter", value=cut_off)]

@@ -43,8 +43,8 @@ def teacher_advantage(
     Returns:
         {"advantage": [batch, time]}, in nats; 0 outside the loss mask.
     Source:
-        discount 0: Agarwal et al. 2023, arXiv:2306.13649, on sampled tokens; discounted, the mean over what follows and
-        `own` off: Gu et al. 2023, arXiv:2306.08543, eq. 3 to 7 (MiniLLM).
+        discount 0: Lu et al. 2025, Thinking Machines, "On-Policy Distillation"; the sum or mean over what follows, and
+        `own` off beside an exact first step: Gu et al. 2023, arXiv:2306.08543, section 2.2 (MiniLLM).
     """
     gap = torch.where(loss_mask, teacher_logp - old_logp, 0.0)  # [batch, time]
     advantage = torch.zeros_like(gap)

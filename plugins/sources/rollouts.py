@@ -1,4 +1,7 @@
-"""Answers sampled from the policy as it is now: `group_size` for each prompt. Answers of the rows are set aside."""
+"""Answers sampled from the policy as it is now: `group_size` for each prompt. Answers of the rows are set aside.
+
+With a greedy answer beside them, as a probe: judged and compared with, never pushed.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +17,12 @@ class RolloutsSettings(Settings):
     top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps all")
     top_k: int = Field(0, ge=0, description="keep so many likeliest tokens; 0 keeps all")
     max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
+
+
+class GreedySettings(RolloutsSettings):
+    """How answers are drawn beside the greedy one."""
+
+    group_size: int = Field(1, ge=1, description="answers sampled per prompt, the greedy one not counted")
 
 
 def collect(
@@ -32,7 +41,23 @@ def collect(
     return groups
 
 
+def collect_with_greedy(
+    prompts: list[PromptGroup],
+    settings: GreedySettings,
+    sample: Callable[[list[PromptGroup], int, Sampling], list[list[Answer]]],
+) -> list[PromptGroup]:
+    """The same, and behind the sampled answers of each prompt its greedy one."""
+    groups = collect(prompts, settings, sample)
+    likeliest = sample(prompts, 1, Sampling(temperature=0.0, max_tokens=settings.max_tokens))
+    for group, (answer,) in zip(groups, likeliest, strict=True):
+        group.answers.append(replace(answer, probe=True, columns={**number_columns(group.columns), **answer.columns}))
+    return groups
+
+
 @hookimpl
 def unified_sources() -> list[DataSource]:
-    """Offer sampling as `source: {name: rollouts, group_size: 8}`."""
-    return [DataSource("rollouts", RolloutsSettings, collect=collect, online=True)]
+    """Offer sampling as `source: {name: rollouts, group_size: 8}`, and `rollouts_and_greedy`."""
+    return [
+        DataSource("rollouts", RolloutsSettings, collect=collect, online=True),
+        DataSource("rollouts_and_greedy", GreedySettings, collect=collect_with_greedy, online=True),
+    ]

@@ -49,6 +49,7 @@ def random_fields(seed: int = 0, *, rows: int = 12, time: int = 7) -> dict[str, 
         "advantage": noise(),
         "returns": noise(),
         "collision_logp": -noise().abs(),
+        "sampling_logp": logp + noise(0.5),
     }
 
 

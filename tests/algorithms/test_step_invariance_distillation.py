@@ -1,4 +1,4 @@
-"""One optimiser step of distillation: its gradient is that of the published loss, however the step is cut and laid out."""
+"""A step of distillation: its gradient is that of the published loss, however the step is cut and laid out."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def made(name: str, settings: dict[str, Any], dtype: torch.dtype, kind: str = "g
     }
     layout = how.pop("layout", "padded")
     written = {"teacher": "other", "data": {"name": "random_walks", "view": "pairs"}, "max_length": 60, **how}
+    rows = "terms" in written or name == "distill_forward"
+    written.setdefault("source", {"name": "rows"} if rows else {"name": "rollouts", "max_tokens": 8})
     if "terms" not in written:
         written["algorithm"] = {"name": name, **settings}
     laid = "packed" if layout == "packed" else "padded"
@@ -115,7 +117,7 @@ def test_the_logged_loss_is_the_mean_divergence() -> None:
     run = made("distill_reverse", {}, torch.float64)
     groups = random_groups(3, 2)
     step_gradient(run, groups)
-    wanted = float(mean_divergence(run, groups, 1.0))
+    wanted = float(mean_divergence(run, groups, 1.0).detach())
     assert run.sums["loss"][0] == pytest.approx(wanted, rel=1e-9)
     assert run.sums["divergence"][0] / run.sums["divergence"][1] == pytest.approx(wanted, rel=1e-9)
 

@@ -47,8 +47,9 @@ def groups_for(algorithm: str) -> list[PromptGroup]:
 
 
 def step_of(algorithm: str, dtype: torch.dtype, **how: Any) -> torch.Tensor:
-    """The gradient of one step."""
-    source = {"source": "rows"} if algorithm == "prm" else {}
+    """The gradient of one step; where the rows at hand do not fit, another source has its answers set aside."""
+    other = {"prm": "rows", "tpo": {"name": "rollouts", "max_tokens": 8}}
+    source: dict[str, Any] = {"source": other[algorithm]} if algorithm in other else {}
     return gradient_of(algorithm, groups_for(algorithm), dtype, **source, **how)
 
 

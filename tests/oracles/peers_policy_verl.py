@@ -130,9 +130,9 @@ def verl_clip_covariance(config: Config, inputs: Inputs) -> Mapping[str, Any]:
     found = _verl_other(
         inputs, {**rule, "low": given["low"], "high": given["high"]}, VERL_HOW[config.take("loss_agg_mode")]
     )
-    # what the peer leaves out by covariance it does not call clipped
+    # the peer's share is of what it leaves out by covariance, not of what it clips
     plain = {"ratio": clipping(given["low"], given["high"], None), "kl_weight": 0.0}
-    found["metrics"]["actor/pg_clipfrac"] = mean_metrics(plain, policy_batch(inputs))["clip_ratio"]
+    found["metrics"]["actor/pg_clipfrac"] -= mean_metrics(plain, policy_batch(inputs))["clip_ratio"]
     return found
 
 

@@ -141,5 +141,6 @@ from tests.oracles import (  # noqa: E402
     peers_policy_verl,  # noqa: F401
     peers_preference,  # noqa: F401
     peers_rows,  # noqa: F401
+    peers_shaping,  # noqa: F401
     peers_unpaired,  # noqa: F401
 )

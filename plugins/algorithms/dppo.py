@@ -1,0 +1,23 @@
+"""DPPO: tokens are stopped when their probability, not its ratio, has moved too far.
+
+GC = ratio A while the probability of the token is within its bounds, else 0, with A as in GRPO. All tokens of a step
+weigh the same.
+Source: Qi et al. 2026, arXiv:2602.04879, the binary total variation; no reference.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
+
+
+class DPPOSettings(PolicyGradientSettings):
+    """What a recipe may set for DPPO: the family's settings with the paper's defaults."""
+
+    ratio: choice("ratio") = Field("probability_clip", validate_default=True, description="bound on probabilities")  # type: ignore[valid-type]
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer DPPO to recipes as `algorithm: dppo`."""
+    return [policy_gradient("dppo", DPPOSettings, how="token", answers=2)]

@@ -1,0 +1,27 @@
+"""GPG: the policy gradient with the group's mean as baseline, and nothing else.
+
+GC = r - mean over the prompt's answers. All tokens of a step weigh the same.
+Source: Chu et al. 2025, arXiv:2504.02546; its factor for groups without spread is `filters: [no_spread]` with refill.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
+
+
+class GPGSettings(PolicyGradientSettings):
+    """What a recipe may set for GPG: the family's settings with the paper's defaults."""
+
+    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+        {"name": "group", "std": "none"}, validate_default=True, description="reward less the mean of its prompt"
+    )
+    ratio: choice("ratio") = Field(
+        "none", validate_default=True, description="none: answers are of the policy as it is now"
+    )  # type: ignore[valid-type]
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer GPG to recipes as `algorithm: gpg`."""
+    return [policy_gradient("gpg", GPGSettings, how="token", answers=2)]

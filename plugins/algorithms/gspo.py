@@ -1,0 +1,23 @@
+"""GSPO: one ratio for a whole answer, the geometric mean of its tokens', clipped as one.
+
+GC = s A where s is inside the clip, else 0, the same for all tokens of an answer; s = exp(mean log ratio), A as GRPO's.
+Each answer weighs 1 / answers, each of its tokens 1 / length.
+Source: Zheng et al. 2025, arXiv:2507.18071, eq. 5; the bounds: its section 5.1; no reference, as there.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
+
+
+class GSPOSettings(PolicyGradientSettings):
+    """What a recipe may set for GSPO: the family's settings with the paper's defaults."""
+
+    ratio: choice("ratio") = Field("sequence_clip", validate_default=True, description="clip on whole answers")  # type: ignore[valid-type]
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer GSPO to recipes as `algorithm: gspo`."""
+    return [policy_gradient("gspo", GSPOSettings, how="sequence", answers=2)]

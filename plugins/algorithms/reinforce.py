@@ -1,0 +1,27 @@
+"""REINFORCE: the plain policy gradient. No baseline, no clip, no reference.
+
+GC = the reward still to come. Every token weighs 1 / answers.
+Source: Williams 1992, Simple Statistical Gradient-Following Algorithms.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
+
+
+class ReinforceSettings(PolicyGradientSettings):
+    """What a recipe may set for REINFORCE: the family's settings with the paper's defaults."""
+
+    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+        "monte_carlo", validate_default=True, description="the reward still to come"
+    )
+    ratio: choice("ratio") = Field(
+        "none", validate_default=True, description="none: answers are of the policy as it is now"
+    )  # type: ignore[valid-type]
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer REINFORCE to recipes as `algorithm: reinforce`."""
+    return [policy_gradient("reinforce", ReinforceSettings, how="sequence-sum", answers=1)]

@@ -1,0 +1,28 @@
+"""ReMax: REINFORCE with the reward of the greedy answer as its baseline.
+
+GC = r - reward of the greedy answer to the same prompt, which is sampled beside and never pushed. Every token weighs
+1 / answers.
+Source: Li et al. 2023, arXiv:2310.10505; without its KL in the reward, which is `kl_weight` with `kl_place: reward`.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
+
+
+class ReMaxSettings(PolicyGradientSettings):
+    """What a recipe may set for ReMax: the family's settings with the paper's defaults."""
+
+    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+        "greedy", validate_default=True, description="reward less that of the greedy answer"
+    )
+    ratio: choice("ratio") = Field(
+        "none", validate_default=True, description="none: answers are of the policy as it is now"
+    )  # type: ignore[valid-type]
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer ReMax to recipes as `algorithm: remax`."""
+    return [policy_gradient("remax", ReMaxSettings, how="sequence-sum", answers=1, source="rollouts_and_greedy")]

@@ -1,0 +1,32 @@
+"""RLOO: REINFORCE with the mean of the other answers to a prompt as its baseline; the whole answer is one action.
+
+GC = R - mean of the others' R, with R = r - kl_weight sum of log(policy / reference). Every token weighs 1 / answers.
+Source: Ahmadian et al. 2024, arXiv:2402.14740, eq. 5; the KL weight is TRL's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
+
+
+class RLOOSettings(PolicyGradientSettings):
+    """What a recipe may set for RLOO: the family's settings with the paper's defaults."""
+
+    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+        "leave_one_out", validate_default=True, description="reward less the mean of the other answers"
+    )
+    ratio: choice("ratio") = Field(
+        "none", validate_default=True, description="none: answers are of the policy as it is now"
+    )  # type: ignore[valid-type]
+    kl: choice("kl") = Field("k1", validate_default=True, description="estimate of KL(policy, reference)")  # type: ignore[valid-type]
+    kl_weight: float = Field(0.03, ge=0, description="weight of that estimate; 0: no reference is needed")
+    kl_place: Literal["reward", "advantage", "loss"] = Field("reward", description="where the KL enters")
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer RLOO to recipes as `algorithm: rloo`."""
+    return [policy_gradient("rloo", RLOOSettings, how="sequence-sum", answers=2)]

@@ -1,0 +1,23 @@
+"""SAPO: a soft gate on the ratio in the place of the clip, which closes sooner for bad answers.
+
+GC = 4 p (1 - p) ratio A with p = sigmoid(tau (ratio - 1)), tau 1 where A > 0, else 1.05; A as in GRPO.
+Each answer weighs 1 / answers, each of its tokens 1 / length.
+Source: Gao et al. 2025, arXiv:2511.20347; no reference.
+"""
+
+from __future__ import annotations
+
+from unified import Algorithm, Field, choice, hookimpl
+from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
+
+
+class SAPOSettings(PolicyGradientSettings):
+    """What a recipe may set for SAPO: the family's settings with the paper's defaults."""
+
+    ratio: choice("ratio") = Field("soft_gate", validate_default=True, description="gate that closes softly")  # type: ignore[valid-type]
+
+
+@hookimpl
+def unified_algorithms() -> list[Algorithm]:
+    """Offer SAPO to recipes as `algorithm: sapo`."""
+    return [policy_gradient("sapo", SAPOSettings, how="sequence", answers=2)]
