@@ -233,11 +233,16 @@ class Pairs:
 
 def pairs(batch: Batch) -> Pairs:
     """Every pair of answers to one prompt of which one has the higher reward; equal rewards make no pair."""
-    reward, counts = batch.total_reward, batch.counts
-    same = batch.group[:, None] == batch.group[None, :]
-    better, worse = (same & (reward[:, None] > reward[None, :]) & counts[:, None] & counts[None, :]).nonzero(
-        as_tuple=True
-    )
+    reward, counts, group = batch.total_reward, batch.counts, batch.group
+    order = torch.argsort(group, stable=True)  # answers of a prompt side by side
+    sizes = torch.bincount(group, minlength=batch.groups)
+    most = int(sizes.max()) if batch.size else 0
+    slot = torch.arange(batch.size, device=group.device) - (sizes.cumsum(0) - sizes)[group[order]]
+    table = torch.full((batch.groups, most), -1, device=group.device)  # row numbers by prompt, -1 where there is none
+    table[group[order], slot] = torch.where(counts[order], order, -1)
+    worth = torch.where(table >= 0, reward[table], torch.nan)  # a comparison with nan is never true
+    prompt, first, second = (worth[:, :, None] > worth[:, None, :]).nonzero(as_tuple=True)
+    better, worse = table[prompt, first], table[prompt, second]
     group = batch.group[better]
     number = torch.zeros(batch.groups, dtype=torch.float64, device=reward.device)
     number = number.index_add(0, group, torch.ones_like(group, dtype=torch.float64))
