@@ -103,7 +103,12 @@ def centred(batch: Batch, statistics: dict[str, Tensor], settings: Strength) -> 
 
 def count_updates(state: dict[str, float], totals: dict[str, float]) -> dict[str, float]:
     """State that changes with every collected batch."""
-    return {"updates": state["updates"] + 1}
+    return {"updates": state["updates"] + 1, "depth": totals.get("depth", 0.0)}
+
+
+def depth(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    """Mean log-prob of a token."""
+    return {"depth": (batch.logp.sum(), batch.loss_mask.sum())}
 
 
 def letters(split: str, seed: int) -> list[Example]:
@@ -225,6 +230,7 @@ class Plugin:
                 aggregation="sequence-sum",
                 scope="step",
                 initial_state=lambda: {"updates": 0.0},
+                metrics=depth,
                 update=count_updates,
             ),
         ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from unified.batch import Batch as Batch
     from unified.batch import Pairs as Pairs
     from unified.batch import pairs as pairs
+    from unified.bench import Bench as Bench
     from unified.check import check_recipe as check_recipe
     from unified.coefficient_tool import examine as examine
     from unified.data import Answer as Answer
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from unified.data import PromptGroup as PromptGroup
     from unified.data import Sampling as Sampling
     from unified.errors import PluginError as PluginError
+    from unified.errors import Problem as Problem
     from unified.errors import UserError as UserError
     from unified.errors import did_you_mean as did_you_mean
     from unified.hookspecs import hookimpl as hookimpl
+    from unified.models import Artifact as Artifact
+    from unified.models import save_model as save_model
     from unified.parts import Algorithm as Algorithm
     from unified.parts import DataFormat as DataFormat
     from unified.parts import Dataset as Dataset
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from unified.registry import catalogue as catalogue
     from unified.registry import using as using
     from unified.render import number_columns as number_columns
+    from unified.render import template_hash as template_hash
     from unified.runner import run_recipe as run_recipe
     from unified.settings import Chosen as Chosen
     from unified.settings import Field as Field
@@ -46,21 +51,27 @@ if TYPE_CHECKING:
     from unified.stage import StageContext as StageContext
     from unified.stage import StageResult as StageResult
     from unified.stage import TrainSettings as TrainSettings
+    from unified.work import Job as Job
+    from unified.work import Measure as Measure
+    from unified.work import Rows as Rows
+    from unified.work import Work as Work
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Batch": "batch", "Pairs": "batch", "pairs": "batch",
+    "Bench": "bench", "Batch": "batch", "Pairs": "batch", "pairs": "batch",
     "check_recipe": "check", "examine": "coefficient_tool", "load_recipe": "recipe", "run_recipe": "runner",
     "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data",
-    "PluginError": "errors", "UserError": "errors", "did_you_mean": "errors",
+    "PluginError": "errors", "Problem": "errors", "UserError": "errors", "did_you_mean": "errors",
     "hookimpl": "hookspecs",
+    "Artifact": "models", "save_model": "models",
     "Algorithm": "parts", "DataFormat": "parts", "Dataset": "parts", "DataSource": "parts", "Reward": "parts",
     "RolloutEngine": "parts", "Rule": "parts", "StageKind": "parts",
     "Catalogue": "registry", "call_named": "registry", "catalogue": "registry", "using": "registry",
-    "number_columns": "render",
+    "number_columns": "render", "template_hash": "render",
     "Chosen": "settings", "Field": "settings", "Settings": "settings", "choice": "settings",
     "StageContext": "stage", "StageResult": "stage", "TrainSettings": "stage",
+    "Job": "work", "Measure": "work", "Rows": "work", "Work": "work",
 }  # fmt: skip
 
 __all__ = ["__version__", "training", *sorted(_HOME)]

@@ -10,18 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from unified.errors import PluginError, Problem, UserError, did_you_mean, unknown_name
+from unified.made import made_by, references
 from unified.recipe import Recipe, kind_of
 from unified.registry import call_named, catalogue
+from unified.rounds import missing_in_rounds
 from unified.settings import Chosen, Settings, parse
 from unified.stage import ModelSettings
 from unified.tree import Node
 
+_WHAT = {
+    "policy": "a policy (a causal language model)",
+    "scalar": "a scalar model (one number per token)",
+    "model": "a model",
+    "dataset": "a dataset",
+}
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
 class Use:
-    """One model that a stage uses: the key path of the reference, the reference, and the kind of model needed."""
+    """What a stage uses of another: the key path of the reference, the reference, and the kind that is needed.
+
+    kind: "policy", "scalar", "model" (either of the two), "dataset", or None where it is not known.
+    """
 
     at: tuple[str | int, ...]
     reference: str
@@ -30,7 +41,7 @@ class Use:
 
 def _use(at: tuple[str | int, ...], reference: str, kind: str) -> Use:
     """A use as a stage kind tells it; "any" is no particular kind of model."""
-    return Use(tuple(at), reference, None if kind == "any" else kind)
+    return Use(tuple(at), reference, "model" if kind == "any" else kind)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class PlannedStage:
     def describe(self) -> str:
         """One line: what the stage does, from what model, with what parts."""
         words = ", ".join(_parts_named(self.settings)) or "no parts of its own"
-        models = ", ".join(dict.fromkeys(use.reference for use in self.uses))
+        models = ", ".join(dict.fromkeys(use.reference for use in self.uses if use.kind != "dataset"))
         return f"{self.name}: {self.part.name}{f' from {models}' if models else ''} with {words}"
 
 
@@ -64,6 +75,12 @@ def check_recipe(recipe: Recipe) -> Plan:
     Raises UserError with every problem found, each with its place; PluginError when a stage kind's own check raises.
     """
     return _Check(recipe).run()
+
+
+def typed_plan(recipe: Recipe) -> Plan:
+    """The stages by their settings alone; models and data are not looked at, stages with mistakes are left out."""
+    check = _Check(recipe)
+    return Plan(recipe, [stage for name in recipe.stages if (stage := check._typed(name)) is not None])
 
 
 class _Check:
@@ -113,7 +130,8 @@ class _Check:
             return None
         uses = self._ask(name, part.uses, settings=settings) if part.uses else []
         makes = self._ask(name, part.makes, settings=settings) if part.makes else None
-        return PlannedStage(name, part, settings, tuple(_use(*use) for use in uses or []), makes)
+        rows = [Use(at, reference, "dataset") for at, reference in references(settings)]
+        return PlannedStage(name, part, settings, (*(_use(*use) for use in uses or []), *rows), makes)
 
     def _ask(self, stage: str, function: Callable[..., Any], **arguments: Any) -> Any:
         """Call a function of the stage's kind; a UserError of it becomes a problem, anything else names the plugin."""
@@ -170,7 +188,8 @@ class _Check:
             other = self.planned.get(target)
             made = other.makes if other else None
             if target not in names:
-                problem = unknown_name("stage", target, earlier, at=use.at)
+                problem = missing_in_rounds(self.recipe.blocks, stage, target, use.at)
+                problem = problem or unknown_name("stage", target, earlier, at=use.at)
             elif target == stage:
                 problem = Problem(f"'{reference}' is this stage itself", use.at, _earlier_hint(earlier))
             elif target not in earlier:
@@ -178,15 +197,15 @@ class _Check:
                     f"stage '{target}' comes later, so '{reference}' is not there yet", use.at, _earlier_hint(earlier)
                 )
             elif other is not None and made is None:
-                problem = Problem(f"stage '{target}' makes no model", use.at)
+                problem = Problem(
+                    f"stage '{target}' makes no {'dataset' if use.kind == 'dataset' else 'model'}", use.at
+                )
         else:
             problem = _path_problem(reference, self.recipe.home, use.at, names)
             made = None if problem else _kind_at(reference, self.recipe.home)
-        if problem is None and made and use.kind and made != use.kind:
-            what = {"policy": "a policy (a causal language model)", "scalar": "a scalar model (one number per token)"}
-            problem = Problem(
-                f"'{reference}' is {what.get(made, made)}, but {what.get(use.kind, use.kind)} is needed here", use.at
-            )
+        fits = made == use.kind or (use.kind == "model" and made != "dataset")
+        if problem is None and made and use.kind and not fits:
+            problem = Problem(f"'{reference}' is {_WHAT.get(made, made)}, but {_WHAT[use.kind]} is needed here", use.at)
         if problem is not None:
             self.recipe.stage_problem(stage, problem)
 
@@ -209,7 +228,8 @@ class _Check:
 
     def _tokenizer(self, stage: PlannedStage) -> Any:
         """The tokenizer that the stage's model will bring; None where it is not known yet."""
-        own = next((u for u in stage.uses if u.at == ("model",)), stage.uses[0] if stage.uses else None)
+        models = [use for use in stage.uses if use.kind != "dataset"]
+        own = next((use for use in models if use.at == ("model",)), models[0] if models else None)
         if own is None:
             return None
         if own.reference.startswith("stage:"):
@@ -347,7 +367,7 @@ def _parts_named(settings: Settings) -> list[str]:
         if key not in settings.model_fields_set:
             continue
         if isinstance(value, Chosen):
-            out.append(f"{key} {value.name}")
+            out.append(f"{key} {made_by(value) or value.name}")
         elif isinstance(value, list):
             inner = [
                 v.name if isinstance(v, Chosen) else ", ".join(_parts_named(v))

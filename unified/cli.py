@@ -1,4 +1,4 @@
-"""The command line: run, check, train, list, show, coefficients. Imports no torch until a command needs it."""
+"""The command line: run, check, train, list, show, coefficients, plugin. Imports no torch before a command needs it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+plugin = typer.Typer(help="Look after plugins.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(plugin, name="plugin")
 
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given again.")
@@ -114,6 +117,57 @@ def train(
         _run(one_stage_recipe(algorithm, model, data, sets or ()), output, force=force, quiet=quiet)
 
 
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
+    """Tell how far a run is: which stages are done, running, cut off, or no longer fit the recipe."""
+    with _said_plainly():
+        from rich.console import Console
+
+        from unified.status import print_status, status_of
+
+        print_status(Console(highlight=False), status_of(run))
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe file (YAML); none with --scaling.")] = None,
+    output: Output = None,
+    sets: Sets = None,
+    profile: Profile = None,
+    hardware: Annotated[str | None, typer.Option("--hardware", help="For example 8xH100; adds times.")] = None,
+    scaling: Annotated[
+        str | None,
+        typer.Option("--scaling", help="Ask the scaling law of pretraining: data, model, budget or loss."),
+    ] = None,
+    parameters: Annotated[str | None, typer.Option("--parameters", help="With --scaling: a model, 7B.")] = None,
+    tokens: Annotated[str | None, typer.Option("--tokens", help="With --scaling: training tokens, 1.4T.")] = None,
+    larger: Annotated[str | None, typer.Option("--larger", help="With --scaling loss: another model, 70B.")] = None,
+    gpu_days: Annotated[float | None, typer.Option("--gpu-days", help="With --scaling budget, and --hardware.")] = None,
+) -> None:
+    """Tell what a recipe would run, why, and what it costs.
+
+    Steps, tokens, operations, memory by part, and time on --hardware. Nothing is run and no weights are loaded.
+    """
+    with _said_plainly():
+        from unified.plan import tell
+
+        law = {"parameters": parameters, "tokens": tokens, "larger": larger, "gpu_days": gpu_days}
+        tell(recipe, sets or (), profile, output, hardware=hardware, scaling=scaling, law=law)
+
+
+@app.command()
+def lineage(
+    path: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, one of its stages, or a model.")],
+) -> None:
+    """Tell where a model came from: every stage back to the start, with data, seeds, versions and hashes."""
+    with _said_plainly():
+        from unified.lineage import lineage as found
+        from unified.lineage import render
+
+        for line in render(found(path)):
+            typer.echo(line)
+
+
 @app.command("list")
 def list_(
     kind: Annotated[str | None, typer.Argument(help="algorithms, datasets, rewards, stages, ...")] = None,
@@ -157,6 +211,21 @@ def coefficients(
 
         examined = examine(algorithm, read_batch(batch), sets or ())
         typer.echo(json.dumps(examined.as_dict(), indent=2) if as_json else as_text(examined))
+
+
+@plugin.command("check")
+def plugin_check(
+    name: Annotated[str, typer.Argument(help="A part that `unified list` shows, or a plugin: all of its parts.")],
+    sets: Sets = None,
+) -> None:
+    """Run parts through the contract that every plugin keeps; exit code 1 when something breaks it."""
+    with _said_plainly():
+        from rich.console import Console
+
+        from unified.plugin_tool import check_parts
+
+        if not check_parts(Console(highlight=False), name, sets or ()):
+            raise typer.Exit(1)
 
 
 def _run(recipe: Recipe, output: Path | None, *, force: bool, quiet: bool) -> None:

@@ -25,7 +25,8 @@ class Term:
     aggregation: replaces the algorithm's own for logp. length: L of aggregation "constant", in tokens; without, that of
     the algorithm's setting `constant_length`, where it has one.
     state: what `update` changes; saved with every checkpoint.
-    slot: the name of its own `logits` head in a stage, where several terms may push one.
+    number: its place among the terms of a stage; from the second on, a field that several terms may have of their own
+        (`advantage`, `returns`, `logits`) stands in the batch as `name#number`.
     """
 
     algorithm: Algorithm
@@ -35,7 +36,7 @@ class Term:
     aggregation: str | None = None
     length: int | None = None
     state: dict[str, Any] = field(default_factory=dict)
-    slot: str = "logits"
+    number: int = 0
 
     def __post_init__(self) -> None:
         self.length = self.length or getattr(self.settings, "constant_length", None)
@@ -81,12 +82,22 @@ class Term:
         names = frozenset(self.aggregations) | (self.reads & frozenset((*HEADS, *STATISTICS)))
         return frozenset(self.slot if h == "logits" else h for h in names)
 
+    def own(self, name: str) -> str:
+        """The name in the batch of a field that every term may have of its own."""
+        return f"{name}#{self.number}" if self.number else name
+
+    @property
+    def slot(self) -> str:
+        """The name of its own `logits` head."""
+        return self.own("logits")
+
     def view(self, batch: Batch) -> Batch:
-        """The batch as this term sees it: its own `logits` head under that name."""
-        if self.slot == "logits" or not batch.has(self.slot):
+        """The batch as this term sees it: fields of its own under their plain names."""
+        mine = {k: v for k, v in batch.fields.items() if self.number and k.endswith(f"#{self.number}")}
+        if not mine:
             return batch
-        others = {k: v for k, v in batch.fields.items() if k.partition("#")[0] != "logits"}
-        return Batch({**others, "logits": batch.fields[self.slot]}, batch.columns, batch.reach)
+        shared = {k: v for k, v in batch.fields.items() if "#" not in k}
+        return Batch({**shared, **{k.partition("#")[0]: v for k, v in mine.items()}}, batch.columns, batch.reach)
 
     def call(self, name: str, **arguments: Any) -> Any:
         """Call a function of the algorithm; what it raises is attributed to it."""

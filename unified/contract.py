@@ -1,8 +1,9 @@
-"""What holds for every algorithm: the checks of the contract of DESIGN section 4, on random numbers, without a model."""
+"""What holds for every algorithm: the checks of its contract, on random numbers, without a model."""
 
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,10 @@ def declaration(subject: Subject) -> Iterator[str]:
         yield "it gives neither a coefficient, nor a loss, nor a distribution"
     if not algorithm.aggregations(settings):
         yield "it pushes no head"
-    for where, names in (("reads", algorithm.names_read(settings)), ("credit_reads", algorithm.names_credited(settings))):
+    for where, names in (
+        ("reads", algorithm.names_read(settings)),
+        ("credit_reads", algorithm.names_credited(settings)),
+    ):
         for name in sorted(names - KNOWN):
             yield f"{where} names '{name}', which is no field; known: {', '.join(sorted(KNOWN))}"
 
@@ -131,10 +135,10 @@ def shape(subject: Subject) -> Iterator[str]:
     known = statistics_of(term, batch)
     if term.algorithm.coefficient:
         given = term.call("coefficient", batch=batch, statistics=known)
-        for head, value in (given.items() if isinstance(given, Mapping) else [("logp", given)]):
+        for head, value in given.items() if isinstance(given, Mapping) else [("logp", given)]:
             if isinstance(value, Tensor) and value.shape not in (batch.loss_mask.shape, (batch.size,)):
-                sides = f"loss_mask is {list(batch.loss_mask.shape)}"
-                yield f"the coefficient of {head} is {list(value.shape)} but {sides}; it must be [batch] or [batch, time]"
+                sides = f"{list(value.shape)} but loss_mask is {list(batch.loss_mask.shape)}"
+                yield f"the coefficient of {head} is {sides}; it must be [batch] or [batch, time]"
                 return
     if term.algorithm.loss:
         gradient_of_loss(term, batch, known)
@@ -286,7 +290,11 @@ def state(subject: Subject) -> Iterator[str]:
         buffer = io.BytesIO()
         torch.save(term.state, buffer)
         buffer.seek(0)
-        loaded = torch.load(buffer, weights_only=True)
+        try:
+            loaded = torch.load(buffer, weights_only=True)
+        except pickle.UnpicklingError as error:
+            yield f"the {when} state holds more than numbers, text and tensors: {str(error).splitlines()[0]}"
+            return
         if set(loaded) != set(term.state):
             yield f"the {when} state loses {sorted(set(term.state) - set(loaded))} when it is saved"
         term.state = loaded

@@ -54,6 +54,7 @@ def random_fields(seed: int, answers: int, *, groups: int = 4, time: int = 7) ->
         "logits": -noise().abs(),
         "advantage": noise(),
         "returns": noise(),
+        "old_collision_logp": -noise().abs(),
     }
 
 

@@ -29,7 +29,8 @@ class Manifest:
 
     settings: all of them, defaults written out. inputs: reference -> {"path", "sha256": {file: hash}}.
     files: data files named by the settings, by hash. outputs: files under the stage's folder, by hash.
-    model: the folder of the model under the stage's, None for a stage that makes none.
+    model: the folder of the model under the stage's, None for a stage that makes none. dataset: how a dataset that the
+    stage made is read, with paths under the stage's folder.
     started, finished: UTC, ISO 8601; seconds: between them.
     """
 
@@ -44,6 +45,7 @@ class Manifest:
     outputs: dict[str, str] = field(default_factory=dict)
     model: str | None = None
     model_kind: str | None = None
+    dataset: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
     started: str = ""
     finished: str = ""
@@ -53,6 +55,11 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Write manifest.json into the stage's folder, all or nothing."""
         write_whole(folder / MANIFEST, json.dumps(asdict(self), indent=2, default=str) + "\n")
+
+
+def stage_folder(output: Path, name: str) -> Path:
+    """Where a stage of a run goes: OUTPUT/NAME, that of a round OUTPUT/BLOCK/NUMBER/NAME."""
+    return output.joinpath(*name.split("."))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -104,7 +111,7 @@ def outputs_of(folder: Path) -> dict[str, str]:
 
 def is_ours(name: str) -> bool:
     """Whether an entry of a stage's folder is one that every stage may write, so that it may be cleared away."""
-    fixed = (MANIFEST, FINGERPRINT, *LOGS, "model", "critic")
+    fixed = (MANIFEST, FINGERPRINT, *LOGS, "model", "critic", "data")
     return name in fixed or name.startswith(_CHECKPOINTS) or name.endswith(".part")
 
 

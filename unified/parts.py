@@ -25,6 +25,7 @@ HEADS = ("logp", "entropy", "value", "score", "logits")
 STATISTICS = ("collision_logp",)
 #: fields computed before learning -> the head they are
 SCORED = {"old_logp": "logp", "ref_logp": "logp", "teacher_logp": "logp", "old_value": "value"}
+SCORED["old_collision_logp"] = "collision_logp"
 
 
 class NoSettings(Settings):
@@ -271,16 +272,21 @@ class StageKind(Part):
 
     run(stage, settings) -> StageResult; `stage` is a unified.stage.StageContext.
     uses(settings) -> list of (path of keys, reference, kind needed): every model reference in the settings ("base",
-        "stage:NAME", a path) with the kind of model it must be, "policy" or "scalar".
-    makes(settings) -> "policy", "scalar" or None: the kind of model it leaves behind.
+        "stage:NAME", a path) with the kind of model it must be, "policy", "scalar" or "any". Datasets of other stages
+        are found without its help.
+    makes(settings) -> "policy", "scalar", "dataset" or None: the kind of model it leaves behind, or a dataset, which
+        later stages name as `data: stage:NAME`.
     check(settings, home, seed, tokenizer) -> list of Problems found without loading a model: combinations that make no
         sense, data that is missing, empty or malformed; `tokenizer` is None where it is not known yet.
+    work(settings, measure) -> unified.Work: steps, and tokens of every model, for `unified plan`; None where they are
+        not known. `measure(data, split)` gives a dataset's unified.Rows, or None where it is not there yet.
     """
 
     run: Callable[..., Any] | None = None
     uses: Callable[..., Any] | None = None
     makes: Callable[..., Any] | None = None
     check: Callable[..., Any] | None = None
+    work: Callable[..., Any] | None = None
 
     kind: ClassVar[str] = "stage"
     offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
@@ -288,6 +294,7 @@ class StageKind(Part):
         "uses": ("settings",),
         "makes": ("settings",),
         "check": ("settings", "home", "seed", "tokenizer"),
+        "work": ("settings", "measure"),
     }
 
 

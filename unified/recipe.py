@@ -4,7 +4,7 @@ name: tiny            description: optional
 model: PATH, hub id, or {new: {model_type: ...}, tokenizer: DATASET}
 seed: 0               threads: optional
 defaults: {...}       laid under every stage, where its kind knows the key
-stages: {NAME: {kind: train, ...}}
+stages: {NAME: {kind: train, ...}}, or {NAME: {repeat: 3, stages: {...}}}, see rounds.py
 profiles: {NAME: {...}}   laid over the recipe with `--profile NAME`
 expect: kept as it is
 """
@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from unified.errors import Problem, UserError, did_you_mean, unknown_name
+from unified.made import STAGE
 from unified.registry import catalogue
+from unified.rounds import Block, expand, is_block
 from unified.settings import Field, Settings, choice_kind, nested_settings, parse
 from unified.stage import ModelSettings
 from unified.tree import Node, Place, located, merge, parse_override, read_yaml
@@ -57,7 +59,8 @@ class Recipe:
     """A recipe as read: overrides and defaults are merged in, stages are not yet typed.
 
     source: how messages call the recipe; home: the folder against which relative paths are read; stages: the settings
-    of each stage with their places; problems: what is already known to be wrong.
+    of each stage with their places, those of rounds one by one; blocks: what these were written as; problems: what is
+    already known to be wrong; overrides: the `--set` texts.
     """
 
     source: str
@@ -70,7 +73,9 @@ class Recipe:
     threads: int | None = None
     expect: Any = None
     stages: dict[str, Node] = field(default_factory=dict)
+    blocks: dict[str, Block] = field(default_factory=dict)
     problems: list[tuple[Place, Problem]] = field(default_factory=list)
+    overrides: tuple[str, ...] = ()
 
     @property
     def run_name(self) -> str:
@@ -115,7 +120,7 @@ def assemble(
     problems: list[tuple[Place, Problem]] | None = None,
 ) -> Recipe:
     """A Recipe from its tree; `problems` are those that reading it has already shown."""
-    problems = [] if problems is None else problems
+    problems, overrides = [] if problems is None else problems, list(overrides)
     written = root.get("profiles")
     profiles = {
         n: _clean_overlay(root, node, f"profile '{n}': ", problems) for n, node in (written.items() if written else ())
@@ -127,10 +132,33 @@ def assemble(
     for text in overrides:
         overlay = _clean_overlay(root, parse_override(text, problems), "", problems)
         root = merge(root, overlay, is_part=False)
-    recipe = Recipe(source=source, home=home, root=root, profile=profile, problems=problems)
+    recipe = Recipe(source, home, root, profile=profile, problems=problems, overrides=tuple(overrides))
     _read_head(recipe)
     _read_stages(recipe)
     return recipe
+
+
+def shortened(recipe: Recipe, block: str, rounds: int) -> Recipe:
+    """The same recipe with fewer rounds of a block: what is left to do when the block has ended early."""
+    place = recipe.root.place_of(("stages", block))
+    fewer = located({"stages": {block: {"repeat": rounds}}}, place)
+    root = merge(recipe.root, fewer, is_part=False)
+    made = Recipe(recipe.source, recipe.home, root, profile=recipe.profile, overrides=recipe.overrides)
+    _read_head(made)
+    _read_stages(made)
+    return made
+
+
+def after_stage(recipe: Recipe, name: str, summaries: Mapping[str, Mapping[str, Any]]) -> Recipe | None:
+    """The recipe that is left to run where the block that this stage ends has nothing more to do; None otherwise.
+
+    summaries: of the stages that are done, by full name. UserError for a metric that was not measured.
+    """
+    for block in recipe.blocks.values():
+        last = block.round_ended_by(name)
+        if last is not None and last < block.repeat and block.is_met(last, summaries):
+            return shortened(recipe, block.name, last)
+    return None
 
 
 def one_stage_recipe(algorithm: str, model: str, data: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -184,17 +212,31 @@ def _clean_overlay(root: Node, overlay: Node, what: str, problems: list[tuple[Pl
         return replace(overlay, value={})
     clean = dict(overlay.value)
     stages, changed = root.get("stages"), overlay.get("stages")
-    known = [name for name, _ in stages.items()] if stages else []
     if changed is not None and isinstance(changed.value, dict):
-        for name, node in changed.items():
-            if name not in known:
-                found = unknown_name("stage", name, known)
-                problems.append((node.place, Problem(f"{what}{found.message} in the recipe", (), found.hints)))
-        clean["stages"] = replace(changed, value={k: v for k, v in changed.items() if k in known})
+        clean["stages"] = _known_stages(stages, changed, what, "the recipe", problems)
     if "profiles" in clean:
         place = clean.pop("profiles").place
         problems.append((place, Problem(f"{what}profiles cannot be changed here", (), ("change the recipe",))))
     return replace(overlay, value=clean)
+
+
+def _known_stages(
+    stages: Node | None, changed: Node, what: str, owner: str, problems: list[tuple[Place, Problem]]
+) -> Node:
+    """The changes to stages that are there, also to those in blocks; the others are problems."""
+    kept = {}
+    for name, node in changed.items():
+        written = stages.get(name) if stages else None
+        if written is None:
+            found = unknown_name("stage", name, [known for known, _ in stages.items()] if stages else [])
+            problems.append((node.place, Problem(f"{what}{found.message} in {owner}", (), found.hints)))
+            continue
+        inner = node.get("stages")
+        if is_block(written) and inner is not None and isinstance(inner.value, dict):
+            below = _known_stages(written.get("stages"), inner, what, f"block '{name}'", problems)
+            node = replace(node, value={**node.value, "stages": below})
+        kept[name] = node
+    return replace(changed, value=kept)
 
 
 def _read_head(recipe: Recipe) -> None:
@@ -220,16 +262,16 @@ def _read_head(recipe: Recipe) -> None:
 def _read_stages(recipe: Recipe) -> None:
     """Each stage's settings with the defaults under them; bad names are noted."""
     stages = recipe.root.get("stages")
-    nodes = {name: node for name, node in (stages.items() if stages else ()) if isinstance(node.value, dict)}
     if stages is not None and stages.value in ({}, None):
         recipe.problems.append((stages.place, Problem("the recipe has no stages")))
-    for name, node in nodes.items():
-        if name in RESERVED:
-            why = f"a stage cannot be called '{name}': in a model reference the word has a meaning of its own"
-            recipe.problems.append((node.place, Problem(why)))
-        elif not NAME.fullmatch(name):
-            advice = ("use letters, digits, - and _, beginning with a letter or digit",)
-            recipe.problems.append((node.place, Problem(f"'{name}' cannot be the name of a stage", (), advice)))
+    for name, node in stages.items() if stages else ():
+        inner = node.get("stages") if is_block(node) else None
+        for each, place in [
+            (name, node.place),
+            *((key, child.place) for key, child in (inner.items() if inner else ())),
+        ]:
+            _check_stage_name(recipe, each, place)
+    nodes, recipe.blocks = expand(stages, recipe.problems)
     defaults = recipe.root.get("defaults") or located({}, recipe.root.place)
     known = {name: _keys_of_kind(kind_of(node, defaults)) for name, node in nodes.items()}
     _check_defaults(recipe, defaults, known)
@@ -238,6 +280,15 @@ def _read_stages(recipe: Recipe) -> None:
         merged = replace(merge(Node(under, node.place), node, is_part=False), place=node.place)
         part: Any = catalogue().find("stage", kind_of(merged, defaults))
         recipe.stages[name] = paths_as_files(merged, part.settings, recipe.home) if part else merged
+
+
+def _check_stage_name(recipe: Recipe, name: str, place: Place) -> None:
+    if name in RESERVED:
+        why = f"a stage cannot be called '{name}': in a model reference the word has a meaning of its own"
+        recipe.problems.append((place, Problem(why)))
+    elif not NAME.fullmatch(name):
+        advice = ("use letters, digits, - and _, beginning with a letter or digit",)
+        recipe.problems.append((place, Problem(f"'{name}' cannot be the name of a stage", (), advice)))
 
 
 def kind_of(stage: Node, defaults: Node | None = None) -> str:
@@ -285,7 +336,8 @@ def paths_as_files(node: Node, cls: type[Settings], home: Path) -> Node:
 def _value_with_files(node: Node, kind: str | None, nested: type[Settings] | None, home: Path) -> Node:
     if kind == "dataset" and isinstance(node.value, str):
         known = catalogue().find("dataset", node.value) is not None
-        looks_like_path = "/" in node.value or Path(node.value).suffix != "" or (home / node.value).exists()
+        of_stage = node.value.startswith(STAGE)  # what a stage makes is a file as well
+        looks_like_path = of_stage or "/" in node.value or Path(node.value).suffix != "" or (home / node.value).exists()
         return node if known or not looks_like_path else located({"name": "files", "path": node.value}, node.place)
     if nested is not None:
         return paths_as_files(node, nested, home)

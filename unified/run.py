@@ -114,6 +114,11 @@ class Run:
         """An id for empty slots."""
         return int(self.tokenizer.pad_token_id or 0)
 
+    @property
+    def several_terms(self) -> bool:
+        """Whether the stage has several terms, whose metrics then carry their algorithm's name."""
+        return sum(len(s.terms) for s in self.streams) > 1
+
     def role_of(self, head: str) -> str:
         """The role that gives a current head."""
         return {"value": self.value_role, "score": "scorer"}.get(head, "policy")
@@ -268,7 +273,7 @@ def heads_without_gradient(run: Run, table: Table, wanted: Sequence[int], asks: 
 
 def score_answers(run: Run, role: str, groups: list[PromptGroup]) -> list[list[float | None]]:
     """The scalar model's reading after the last token of each answer; None for an answer without a token."""
-    probe = Stream(run.stage.name, groups, run.streams[0].source, None, [], 0)
+    probe = Stream(run.stage.name, groups, None, None, [], 0)
     table = tabulate(run, probe, groups)
     scores = heads_without_gradient(run, table, list(range(len(table.rows))), {role: frozenset({"score"})})[role]
     at_end = (scores["score"] * table.batch.last).sum(1).tolist()

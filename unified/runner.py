@@ -8,30 +8,31 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unified.check import Plan, PlannedStage, check_recipe, local_path
+from unified.check import Plan, PlannedStage, check_recipe
 from unified.console import RunConsole
+from unified.drafts import draft_of
 from unified.errors import PluginError, UserError
+from unified.lock import RunLock
+from unified.made import files_of, resolved
 from unified.manifest import (
     FINGERPRINT,
     MANIFEST,
     Manifest,
     chosen_parts,
-    files_named,
-    fingerprint_of,
-    hashes_under,
     is_ours,
     outputs_of,
     read_manifest,
+    stage_folder,
     versions,
     write_whole,
 )
-from unified.recipe import Recipe
+from unified.recipe import Recipe, after_stage
 from unified.registry import call_named, catalogue
 from unified.stage import ModelSettings, StageContext, StageResult
 
@@ -96,13 +97,16 @@ def run_recipe(
     console.silent = console.silent or not team.main
     runner = _Runner(plan, run_folder(recipe, output), team, console, force)
     runner.open_folder()
-    if recipe.threads is not None:
-        import torch
+    with RunLock(runner.output) if team.main else nullcontext() as lock:
+        if lock is not None and lock.note:
+            console.say(lock.note)
+        runner.describe()
+        if recipe.threads is not None:
+            import torch
 
-        torch.set_num_threads(recipe.threads)
-    with console:
-        for number, stage in enumerate(plan.stages, start=1):
-            runner.stage(stage, number)
+            torch.set_num_threads(recipe.threads)
+        with console:
+            runner.run()
     team.close()
     return runner.outcomes
 
@@ -141,15 +145,44 @@ class _Runner:
                 self.output.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(f"{self.output} cannot be made: {error.strerror}", "give another --output") from error
-            recipe = self.plan.recipe
-            about = {"run": name, "recipe": recipe.source, "profile": recipe.profile, "stages": list(recipe.stages)}
-            write_whole(file, json.dumps({**about, "resolved": recipe.root.plain()}, indent=2, default=str) + "\n")
         self.team.wait()
+
+    def describe(self) -> None:
+        """Write down which recipe this is the run of, as it is run."""
+        if self.team.main:
+            recipe = self.plan.recipe
+            about: dict[str, Any] = {"run": recipe.run_name, "recipe": recipe.source, "home": str(recipe.home)}
+            about |= {"profile": recipe.profile, "sets": list(recipe.overrides), "stages": list(recipe.stages)}
+            about |= {"resolved": recipe.root.plain()}
+            write_whole(self.output / RUN_FILE, json.dumps(about, indent=2, default=str) + "\n")
+        self.team.wait()
+
+    def run(self) -> None:
+        """Every stage in order; a block ends early once its `until` holds."""
+        number = 0
+        while number < len(self.plan.stages):
+            stage = self.plan.stages[number]
+            number += 1
+            self.stage(stage, number)
+            self._end_block(stage.name)
+
+    def _end_block(self, name: str) -> None:
+        """Plan anew with fewer rounds where the stage ends one after which its block has nothing more to do."""
+        summaries = {o.manifest.name: o.manifest.summary for o in self.outcomes}
+        shorter = after_stage(self.plan.recipe, name, summaries)
+        if shorter is None:
+            return
+        block, number, _ = name.split(".")
+        of = self.plan.recipe.blocks[block].repeat
+        self.console.say(f"{block}: its `until` holds after round {number} of {of}; no more rounds")
+        self.plan = check_recipe(shorter)
+        self.describe()
 
     def stage(self, stage: PlannedStage, number: int) -> None:
         """Reuse, resume or run one stage."""
-        folder = self.output / stage.name
-        draft = self._draft(stage)
+        folder = stage_folder(self.output, stage.name)
+        made = {o.manifest.name: (o.manifest, o.folder) for o in self.outcomes}
+        draft = draft_of(self.plan.recipe, stage, made)
         done = read_manifest(folder)
         if done is not None and done.fingerprint == draft.fingerprint:
             if outputs_of(folder) == done.outputs:
@@ -177,37 +210,6 @@ class _Runner:
         self.outcomes.append(Outcome(draft, folder, fresh=True))
         self._tell("stage_finished", {"stage": stage.name, "folder": str(folder), "summary": draft.summary})
         self.console.stage_ends(stage.name, draft.seconds)
-
-    def _draft(self, stage: PlannedStage) -> Manifest:
-        """The manifest as far as it is known before the stage runs, with the fingerprint."""
-        recipe = self.plan.recipe
-        settings = stage.settings.model_dump(mode="json")
-        references = dict.fromkeys(use.reference for use in stage.uses if use.reference != "input")
-        inputs = {reference: self._input(reference) for reference in references}
-        files = files_named(stage.settings, recipe.home)
-        about = {"kind": stage.part.name, "settings": settings, "seed": recipe.seed}
-        content = {reference: value["sha256"] for reference, value in inputs.items()}
-        print_ = fingerprint_of(**about, inputs=content, files=files)
-        return Manifest(stage.name, stage.part.name, settings, print_, recipe.seed, recipe.threads, inputs, files)
-
-    def _input(self, reference: str) -> dict[str, Any]:
-        """A model that a stage uses, by path and by the hash of its files (a new one by its configuration)."""
-        recipe = self.plan.recipe
-        if reference.startswith("stage:"):
-            made = next(o for o in self.outcomes if o.manifest.name == reference.removeprefix("stage:"))
-            under = f"{made.manifest.model}/" if made.manifest.model else ""
-            hashes = {k.removeprefix(under): v for k, v in made.manifest.outputs.items() if k.startswith(under)}
-            return {"path": str(made.folder / (made.manifest.model or "")), "sha256": hashes}
-        path = reference
-        if reference == "base":
-            if recipe.model is None:
-                raise UserError("the recipe has no `model`")
-            if recipe.model.path is None:
-                new = fingerprint_of(model=recipe.model.model_dump(mode="json"), seed=recipe.seed)
-                return {"path": None, "sha256": {"new": new}}
-            path = recipe.model.path
-        folder = local_path(path, recipe.home)
-        return {"path": path, "sha256": hashes_under(folder) if folder.is_dir() else {"hub id": path}}
 
     def _clear(self, name: str, folder: Path, done: Manifest | None) -> None:
         """Take away what an earlier run left. Files of unknown origin stop the run, unless it is forced."""
@@ -252,7 +254,7 @@ class _Runner:
         begin = time.monotonic()
         with self._named(stage, folder, at):
             self._tell("stage_started", {"stage": stage.name, "folder": str(folder), "plan": told})
-            result = call_named(stage.part.run, stage=context, settings=stage.settings)
+            result = call_named(stage.part.run, stage=context, settings=resolved(stage.settings, self._dataset))
         if not isinstance(result, StageResult):
             who = catalogue().provider("stage", stage.part.name)
             raise PluginError(f"{who}: stage kind '{stage.part.name}' must return a StageResult, not {result!r}")
@@ -263,6 +265,7 @@ class _Runner:
         artifact = result.artifact
         if artifact is not None and artifact.path is not None and Path(artifact.path).is_relative_to(folder):
             draft.model, draft.model_kind = str(Path(artifact.path).relative_to(folder)), artifact.kind
+        draft.dataset = result.dataset
         return result
 
     @contextmanager
@@ -302,6 +305,14 @@ class _Runner:
                 raise UserError("the recipe has no `model`")
             return base_artifact(recipe.model, recipe.home, recipe.seed)
         return base_artifact(ModelSettings(path=reference, new=None, tokenizer=None), recipe.home, recipe.seed)
+
+    def _dataset(self, reference: str) -> dict[str, Any]:
+        """How the dataset behind `stage:NAME` is read: settings of `files`, with paths that hold anywhere."""
+        name = reference.removeprefix("stage:")
+        made = next((o for o in self.outcomes if o.manifest.name == name), None)
+        if made is None or made.manifest.dataset is None:
+            raise UserError(f"stage '{name}' has made no dataset")
+        return files_of(made.manifest.dataset, made.folder)
 
     def _tell(self, event: str, told: Mapping[str, Any]) -> None:
         """Tell every plugin; one that raises is named."""

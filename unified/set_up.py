@@ -25,6 +25,7 @@ from unified.run import Run, score_answers
 from unified.settings import Chosen
 from unified.stage import StageContext, TermSettings, TrainSettings
 from unified.stream import Stream
+from unified.training import samples_online
 from unified.teacher import check_vocabulary, divergences, load_teacher, most_stored
 
 
@@ -36,10 +37,8 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     torch.manual_seed(stage.seed)
     accelerator = Accelerator()
     models, value_head = load_models(stage, settings, terms, artifact)
-    limit = settings.max_length or min(context_length(m) for r, m in models.items() if not r.startswith("judge"))
     counted: dict[str, int] = {}
-    ends = models["policy"].generation_config.eos_token_id if "policy" in models else None
-    renderer = Renderer(tokenizer, limit, [ends] if isinstance(ends, int) else ends or [])
+    renderer = make_renderer(tokenizer, models, settings.max_length)
     streams = make_streams(stage, settings, renderer, counted)
     trained = trained_heads([t for t, _ in terms], settings)
     for role, model in models.items():
@@ -68,6 +67,13 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     return run
 
 
+def make_renderer(tokenizer: Any, models: dict[str, Any], max_length: int | None) -> Renderer:
+    """Text to ids as the models of a stage can hold it: up to max_length tokens, or the shortest limit of a model."""
+    limit = max_length or min(context_length(m) for r, m in models.items() if not r.startswith("judge"))
+    ends = models["policy"].generation_config.eos_token_id if "policy" in models else None
+    return Renderer(tokenizer, limit, [ends] if isinstance(ends, int) else ends or [])
+
+
 def stage_terms(settings: TrainSettings) -> list[tuple[Term, TermSettings]]:
     """The summands of the stage: those under `terms`, or the one algorithm."""
     written = settings.terms or [TermSettings(algorithm=settings.algorithm)]
@@ -76,7 +82,7 @@ def stage_terms(settings: TrainSettings) -> list[tuple[Term, TermSettings]]:
         for t in written
     ]
     for i, (term, _) in enumerate(terms):
-        term.slot = f"logits#{i}" if i else "logits"
+        term.number = i
     return terms
 
 
@@ -271,11 +277,22 @@ def choose_layout(settings: TrainSettings, models: dict[str, Any]) -> Kind:
 
 
 def plan_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:
-    """(prompts drawn at most, optimiser steps at most)."""
-    collected = settings.collect_size or settings.batch_size
-    per_collect = settings.inner_epochs * math.ceil(collected / settings.batch_size)
+    """(prompts drawn at most, optimiser steps at most).
+
+    Rows of data are never seen twice in one step: the last batch of a pass over them is what is left of it. Prompts to
+    sample from follow each other without a seam.
+    """
     if settings.max_steps > 0:
         return sys.maxsize, settings.max_steps
+    collected = settings.collect_size or settings.batch_size
+
+    def steps(prompts: int) -> int:
+        full, rest = divmod(prompts, collected)
+        whole = full * math.ceil(collected / settings.batch_size) + math.ceil(rest / settings.batch_size)
+        return settings.inner_epochs * whole
+
     total = max(1, round(rows * settings.num_train_epochs))
-    full, rest = divmod(total, collected)
-    return total, full * per_collect + settings.inner_epochs * math.ceil(rest / settings.batch_size)
+    if samples_online(settings):
+        return total, steps(total)
+    passes, rest = divmod(total, rows)
+    return total, passes * steps(rows) + steps(rest)

@@ -33,10 +33,15 @@ class StageContext:
 
 @dataclass
 class StageResult:
-    """What a stage made: `artifact` its model (None where it makes none), `summary` the numbers for the table."""
+    """What a stage made: `artifact` its model (None where it makes none), `summary` the numbers for the table.
+
+    dataset: of a stage that makes one, the settings of `files` that read it: `path` (relative to the stage's folder),
+    and what else a recipe need not say then (`format`, `held_out_path`).
+    """
 
     artifact: Artifact | None = None
     summary: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] | None = None
 
 
 class ModelSettings(Settings):

@@ -69,6 +69,7 @@ def score(run: Run, table: Table, *, several_steps: bool) -> None:
     if not several_steps and "old_logp" not in credited:
         needed.discard("old_logp")
     where = {"old_logp": "policy", "ref_logp": "reference", "teacher_logp": "teacher", "old_value": run.value_role}
+    where["old_collision_logp"] = "policy"
     everything = range(len(table.rows))
     fresh = _unknown_reference(run, table) if "ref_logp" in needed and not table.stream.online else None
     for names, wanted in (
@@ -113,7 +114,7 @@ def credit(run: Run, table: Table) -> None:
         if not given:
             continue
         try:
-            made = {name: table.batch.expand(value, name).detach() for name, value in given.items()}
+            made = {term.own(name): table.batch.expand(value, name).detach() for name, value in given.items()}
         except ValueError as error:
             raise PluginError(
                 f"stage '{run.stage.name}': credit of algorithm '{term.algorithm.name}': {error}"
@@ -198,7 +199,7 @@ def look_ahead(run: Run, work: Work) -> None:
         w = [{h: x[rows] for h, x in each.items()} for each in work.w]
         pushes, own = push(terms, group, w, work.statistics)
         for i, term in enumerate(terms):
-            log_term(run, term, group, w[i], work.statistics[i], own[i], several=len(terms) > 1)
+            log_term(run, term, group, w[i], work.statistics[i], own[i], several=run.several_terms)
         start = 0
         for micro in part:
             work.known[id(micro)] = {h: v[start : start + len(micro)] for h, v in pushes.items()}
@@ -281,7 +282,7 @@ def weigh(run: Run, work: Work, micro: list[int], heads: dict[str, Tensor]) -> d
     else:
         pushes, own = push(terms, batch, w, work.statistics)
         for i, term in enumerate(terms):
-            log_term(run, term, batch, w[i], work.statistics[i], own[i], several=len(terms) > 1)
+            log_term(run, term, batch, w[i], work.statistics[i], own[i], several=run.several_terms)
     return {h: v.to(heads[h].dtype) for h, v in pushes.items()}
 
 

@@ -29,7 +29,8 @@ def seed_of(*parts: object) -> int:
 class Stream:
     """Rows that one or more terms learn from.
 
-    rows: all prompt groups of the dataset, as tokens. source, reward: how they get answers, and how these are judged.
+    rows: all prompt groups of the dataset, as tokens. source, reward: how they get answers (None: as they stand), and
+    how these are judged.
     terms: those that act on these rows. per_step: prompts per optimiser step; None for the one that drives.
     position: rows drawn so far; with the seed it says everything about the order. stage: for messages. label: its own
     name in the stage.
@@ -37,7 +38,7 @@ class Stream:
 
     stage: str
     rows: list[PromptGroup]
-    source: Chosen
+    source: Chosen | None
     reward: Chosen | None
     terms: list[Term]
     seed: int
@@ -51,12 +52,12 @@ class Stream:
     @property
     def online(self) -> bool:
         """Whether answers are sampled from the policy as it is."""
-        return bool(self.source.part.online)
+        return self.source is not None and bool(self.source.part.online)
 
     @property
     def temperature(self) -> float:
         """T of the distribution that log-probs speak of: that of sampling, 1 for rows of data."""
-        return float(getattr(self.source.settings, "temperature", 1.0)) if self.online else 1.0
+        return float(getattr(self.source.settings, "temperature", 1.0)) if self.source and self.online else 1.0
 
     def draw(self, n: int) -> list[tuple[int, PromptGroup]]:
         """The next n rows with their running number, in an order shuffled anew for every pass."""
@@ -74,6 +75,8 @@ class Stream:
         self, prompts: list[PromptGroup], sample: Callable[..., list[list[Answer]]], seed: int
     ) -> list[PromptGroup]:
         """Ask the source for answers to these prompts."""
+        if self.source is None:
+            return prompts
         groups = self._call(
             self.source, "collect", prompts=prompts, settings=self.source.settings, sample=sample, seed=seed
         )

@@ -71,6 +71,8 @@ class Loop:
         self.mark = time.time()
         torch.manual_seed(seed_of("step", run.stage.seed, run.iteration, run.processes.rank))
         prompts = min(settings.collect_size or settings.batch_size, run.total_prompts - driver.position)
+        if not driver.online:  # no row twice in one step: a pass over the data ends with what is left of it
+            prompts = min(prompts, len(driver.rows) - driver.position % len(driver.rows))
         parts = math.ceil(prompts / settings.batch_size)
         before = run.step
         table = prepare(run, driver, prompts, several_steps=parts * settings.inner_epochs > 1)
@@ -108,7 +110,8 @@ class Loop:
         for stream in run.streams:
             for term in stream.terms:
                 if term.algorithm.update:
-                    term.state = dict(term.call("update", totals=metrics))
+                    own = {k.removeprefix(f"{term.algorithm.name}/"): v for k, v in metrics.items()}
+                    term.state = dict(term.call("update", totals={**metrics, **own}))
         return metrics
 
     def report(self, table: Table, metrics: dict[str, float]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unified.errors import PluginError, Problem, UserError, unknown_name
+from unified.made import made_by
 from unified.parts import AGGREGATIONS, HEADS, Algorithm
 from unified.registry import call_named
 from unified.settings import Settings, choose
 from unified.stage import StageContext, StageResult, TermSettings, TrainSettings
+from unified.work import Measure, Work
 
 Path_ = tuple[str | int, ...]
 
@@ -19,6 +21,13 @@ def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
     from unified.train import train_stage as run
 
     return run(stage, settings)
+
+
+def work(settings: TrainSettings, measure: Measure) -> Work | None:
+    """What the stage computes; None where its rows cannot be counted yet. Loads torch."""
+    from unified.estimate import work_of_training
+
+    return work_of_training(settings, measure)
 
 
 def written_terms(settings: TrainSettings) -> list[tuple[Path_, Any]]:
@@ -49,11 +58,14 @@ def uses(settings: TrainSettings) -> list[tuple[Path_, str, str]]:
     if settings.critic.model is not None and "value" in heads:
         out.append((("critic",), settings.critic.model, "any"))
     for path, reward in _rewards(settings):
-        if reward is not None and reward.part.model:
-            reference = call_named(reward.part.model, settings=reward.settings)
-            if reference:
-                out.append((path, str(reference), "scalar"))
+        out += reward_uses(path, reward)
     return out
+
+
+def reward_uses(path: Path_, reward: Any) -> list[tuple[Path_, str, str]]:
+    """The model reference of a chosen reward that judges by a scalar model, as `uses` gives it; [] for others."""
+    reference = call_named(reward.part.model, settings=reward.settings) if reward and reward.part.model else None
+    return [(path, str(reference), "scalar")] if reference else []
 
 
 def check(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> list[Problem]:
@@ -195,8 +207,6 @@ def _check_optimiser(settings: TrainSettings) -> list[Problem]:
 
 def _check_data(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> list[Problem]:
     """Open every dataset, and render it where the tokenizer is known: every row must fit before anything runs."""
-    from unified.render import Renderer, render_rows
-
     if settings.data is None:
         return [Problem("a training stage needs `data`", (), ("write `data: NAME` or the path of a file",))]
     problems = []
@@ -211,22 +221,49 @@ def _check_data(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) 
         sampled = source is not None and source.part.online
         needed = 0 if sampled else max(a.answers for a in _algorithms_on(settings, path))
         reserve = int(getattr(source.settings, "max_tokens", 0)) if sampled and source is not None else 0
-        try:
-            rows = call_named(data.part.open, settings=data.settings, split=split, seed=seed, folder=home)
-            if tokenizer is not None and settings.max_length is not None:
-                renderer = Renderer(tokenizer, settings.max_length)
-                render_rows(renderer, rows, needs_answers=needed, too_long=settings.too_long, reserve=reserve)
-            elif len(rows) == 0:
-                problems.append(Problem(f"dataset '{data.name}' has no rows ({split})", path))
-            elif any(len(r.answers) < needed for r in rows):
-                bad = next(i for i, r in enumerate(rows) if len(r.answers) < needed)
-                problems.append(
-                    Problem(f"row {bad} has {len(rows[bad].answers)} answers, but {needed} are needed", path)
-                )
-        except UserError as error:
-            first, *hints = str(error).splitlines()
-            problems.append(Problem(first, path, tuple(h.strip() for h in hints)))
+        problems += check_rows(
+            data, split, path, home=home, seed=seed, tokenizer=tokenizer, needed=needed, reserve=reserve,
+            max_length=settings.max_length, too_long=settings.too_long,
+        )  # fmt: skip
     return problems
+
+
+def check_rows(
+    data: Any,
+    split: str,
+    path: Path_,
+    *,
+    home: Path,
+    seed: int,
+    tokenizer: Any,
+    needed: int = 0,
+    reserve: int = 0,
+    max_length: int | None = None,
+    too_long: Literal["refuse", "drop"] = "refuse",
+) -> list[Problem]:
+    """What is wrong with the rows of one split of a dataset; [] for one that an earlier stage has yet to write.
+
+    path: of keys, where the problems are shown. needed: fewest answers of a row. reserve: tokens of a sampled answer.
+    The rows are rendered where tokenizer and max_length are known.
+    """
+    from unified.render import Renderer, render_rows
+
+    if made_by(data) is not None:
+        return []
+    try:
+        rows = call_named(data.part.open, settings=data.settings, split=split, seed=seed, folder=home)
+        if tokenizer is not None and max_length is not None:
+            renderer = Renderer(tokenizer, max_length)
+            render_rows(renderer, rows, needs_answers=needed, too_long=too_long, reserve=reserve)
+        elif len(rows) == 0:
+            return [Problem(f"dataset '{data.name}' has no rows ({split})", path)]
+        elif any(len(r.answers) < needed for r in rows):
+            bad = next(i for i, r in enumerate(rows) if len(r.answers) < needed)
+            return [Problem(f"row {bad} has {len(rows[bad].answers)} answers, but {needed} are needed", path)]
+    except UserError as error:
+        first, *hints = str(error).splitlines()
+        return [Problem(first, path, tuple(h.strip() for h in hints))]
+    return []
 
 
 def _algorithms_on(settings: TrainSettings, path: Path_) -> list[Algorithm]:
@@ -235,6 +272,11 @@ def _algorithms_on(settings: TrainSettings, path: Path_) -> list[Algorithm]:
         return [settings.terms[int(path[1])].algorithm.part]
     shared = [t.algorithm.part for t in settings.terms if t.data is None]
     return shared or [written_terms(settings)[0][1].part]
+
+
+def samples_online(settings: TrainSettings) -> bool:
+    """Whether the rows that drive the stage are prompts whose answers are sampled from the policy."""
+    return any(path == ("source",) and source.part.online for path, source in _sources(settings))
 
 
 def _rewards(settings: TrainSettings) -> list[tuple[Path_, Any]]:

@@ -54,11 +54,10 @@ def sides(batch: Batch, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def statistics(batch: Batch) -> dict[str, Tensor]:
-    """aot: `keys`, b of every prompt of the step, and `target`, the b that its a is compared with; [prompts]."""
-    better, worse, apart = sides(batch, reference_free(batch.logp, batch.loss_mask))
-    ref_better, ref_worse, _ = sides(batch, reference_free(batch.ref_logp, batch.loss_mask))
-    keys = batch.gather((ref_better - ref_worse)[apart])
-    return {"keys": keys, "target": partners(batch.gather((better - worse)[apart]), keys)}
+    """aot, per prompt of the step: `keys` (b), `xs` (a), and `values`, the b that its a is compared with; [prompts]."""
+    gain, level, apart = _differences(batch)
+    gains, levels = batch.gather(gain[apart]), batch.gather(level[apart])
+    return {"keys": levels, "xs": gains, "values": partners(gains, levels)}
 
 
 def coefficient(batch: Batch, settings: AOTSettings, statistics: Mapping[str, Tensor]) -> Tensor:
@@ -76,21 +75,26 @@ def loss(batch: Batch, settings: AOTSettings, statistics: Mapping[str, Tensor]) 
     return _spread(each, apart)
 
 
+def _differences(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """a and b of every prompt, [groups] each, and which prompts have two sides."""
+    better, worse, apart = sides(batch, reference_free(batch.logp, batch.loss_mask))
+    ref_better, ref_worse, _ = sides(batch, reference_free(batch.ref_logp.double(), batch.loss_mask))
+    return better - worse, ref_better - ref_worse, apart
+
+
 def _matched(batch: Batch, statistics: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """a and its target, of the prompts with two sides, and which [groups] these are."""
-    better, worse, apart = sides(batch, reference_free(batch.logp, batch.loss_mask))
-    ref_better, ref_worse, _ = sides(batch, reference_free(batch.ref_logp, batch.loss_mask))
-    level = look_up((ref_better - ref_worse)[apart], statistics["keys"], statistics["target"])
-    return (better - worse)[apart], level, apart
+    gain, level, apart = _differences(batch)
+    return gain[apart], look_up(level[apart], gain[apart].detach(), **statistics), apart
 
 
 def unpaired_statistics(batch: Batch) -> dict[str, Tensor]:
-    """aot_unpaired: per side the keys (log p under the reference) and g of the partner, [prompts] each."""
-    better, worse, apart = sides(batch, reference(batch.logp, batch.ref_logp, batch.loss_mask))
-    keys = sides(batch, reference_free(batch.ref_logp, batch.loss_mask))
-    better, worse = batch.gather(better[apart]), batch.gather(worse[apart])
-    out = {"better_keys": batch.gather(keys[0][apart]), "worse_keys": batch.gather(keys[1][apart])}
-    return {**out, "better_target": partners(better, worse), "worse_target": partners(worse, better)}
+    """aot_unpaired, of the better (0) and the worse answers (1): as of aot, with g and log p under the reference."""
+    *gains, apart = sides(batch, reference(batch.logp, batch.ref_logp, batch.loss_mask))
+    *keys, _ = sides(batch, reference_free(batch.ref_logp.double(), batch.loss_mask))
+    xs = [batch.gather(gain[apart]) for gain in gains]
+    out = {f"keys{i}": batch.gather(key[apart]) for i, key in enumerate(keys)}
+    return {**out, "xs0": xs[0], "xs1": xs[1], "values0": partners(xs[0], xs[1]), "values1": partners(xs[1], xs[0])}
 
 
 def unpaired_coefficient(batch: Batch, settings: AOTSettings, statistics: Mapping[str, Tensor]) -> Tensor:
@@ -118,11 +122,13 @@ def unpaired_loss(batch: Batch, settings: AOTSettings, statistics: Mapping[str, 
 
 def _matched_sides(batch: Batch, statistics: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """g of the better and worse answers, of their partners, and which [groups] have both."""
-    better, worse, apart = sides(batch, reference(batch.logp, batch.ref_logp, batch.loss_mask))
-    keys = sides(batch, reference_free(batch.ref_logp, batch.loss_mask))
-    of_better = look_up(keys[0][apart], statistics["better_keys"], statistics["better_target"])
-    of_worse = look_up(keys[1][apart], statistics["worse_keys"], statistics["worse_target"])
-    return better[apart], worse[apart], of_better, of_worse, apart
+    *gains, apart = sides(batch, reference(batch.logp, batch.ref_logp, batch.loss_mask))
+    *keys, _ = sides(batch, reference_free(batch.ref_logp.double(), batch.loss_mask))
+    found = []
+    for i, (gain, key) in enumerate(zip(gains, keys, strict=True)):
+        known = {name: statistics[f"{name}{i}"] for name in ("keys", "xs", "values")}
+        found.append(look_up(key[apart], gain[apart].detach(), **known))
+    return gains[0][apart], gains[1][apart], *found, apart
 
 
 def _spread(x: Tensor, apart: Tensor) -> Tensor:

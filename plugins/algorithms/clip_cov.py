@@ -14,9 +14,9 @@ from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, p
 class ClipCovAlgorithmSettings(PolicyGradientSettings):
     """What a recipe may set for Clip-Cov: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         "clip_cov", validate_default=True, description="clip, and the tokens of high covariance"
-    )  # type: ignore[valid-type]
+    )
 
 
 @hookimpl

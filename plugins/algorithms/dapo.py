@@ -14,9 +14,9 @@ from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, p
 class DAPOSettings(PolicyGradientSettings):
     """What a recipe may set for DAPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         {"name": "clip", "low": 0.2, "high": 0.28}, validate_default=True, description="clip-higher"
-    )  # type: ignore[valid-type]
+    )
 
 
 @hookimpl

@@ -14,9 +14,9 @@ from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, p
 class GMPOSettings(PolicyGradientSettings):
     """What a recipe may set for GMPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         "geometric_clip", validate_default=True, description="clip before the geometric mean"
-    )  # type: ignore[valid-type]
+    )
 
 
 @hookimpl

@@ -16,9 +16,9 @@ class GPGSettings(PolicyGradientSettings):
     advantage: choice("advantage") = Field(  # type: ignore[valid-type]
         {"name": "group", "std": "none"}, validate_default=True, description="reward less the mean of its prompt"
     )
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )  # type: ignore[valid-type]
+    )
 
 
 @hookimpl

@@ -16,9 +16,9 @@ class OPOSettings(PolicyGradientSettings):
     advantage: choice("advantage") = Field(  # type: ignore[valid-type]
         "length_weighted", validate_default=True, description="reward less the mean by length"
     )
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )  # type: ignore[valid-type]
+    )
 
 
 @hookimpl

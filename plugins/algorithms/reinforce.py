@@ -16,9 +16,9 @@ class ReinforceSettings(PolicyGradientSettings):
     advantage: choice("advantage") = Field(  # type: ignore[valid-type]
         "monte_carlo", validate_default=True, description="the reward still to come"
     )
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )  # type: ignore[valid-type]
+    )
 
 
 @hookimpl

@@ -17,9 +17,9 @@ class ReMaxSettings(PolicyGradientSettings):
     advantage: choice("advantage") = Field(  # type: ignore[valid-type]
         "greedy", validate_default=True, description="reward less that of the greedy answer"
     )
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )  # type: ignore[valid-type]
+    )
 
 
 @hookimpl

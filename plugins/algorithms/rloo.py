@@ -18,9 +18,9 @@ class RLOOSettings(PolicyGradientSettings):
     advantage: choice("advantage") = Field(  # type: ignore[valid-type]
         "leave_one_out", validate_default=True, description="reward less the mean of the other answers"
     )
-    ratio: choice("ratio") = Field(
+    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
         "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )  # type: ignore[valid-type]
+    )
     kl: choice("kl") = Field("k1", validate_default=True, description="estimate of KL(policy, reference)")  # type: ignore[valid-type]
     kl_weight: float = Field(0.03, ge=0, description="weight of that estimate; 0: no reference is needed")
     kl_place: Literal["reward", "advantage", "loss"] = Field("reward", description="where the KL enters")

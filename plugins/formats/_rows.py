@@ -7,8 +7,9 @@ from typing import Any
 
 #: names of columns that carry a prompt or an answer; a format that needs only one column steps back before them
 CONTENT = frozenset(
-    ("prompt", "question", "instruction", "text", "messages", "conversations", "transcript", "answer", "completion",
-     "response", "responses", "output", "chosen", "rejected", "code", "solution", "target", "label", "summary")
+    ("prompt", "question", "instruction", "text", "messages", "conversations", "transcript", "answer", "answers",
+     "completion", "response", "responses", "output", "chosen", "rejected", "code", "solution", "target", "label",
+     "summary")
 )  # fmt: skip
 
 _ROLES = {"human": "user", "user": "user", "prompter": "user", "gpt": "assistant", "assistant": "assistant",

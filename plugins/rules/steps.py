@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from unified import Field, Rule, Settings, hookimpl
-from unified_plugins.rules.advantages import group_advantage, sum_by
+from unified_plugins.rules.advantages import group_advantage, group_statistics, sum_by
 
 
 class ProcessSettings(Settings):
     """What may be set for process supervision."""
 
     std: Literal["sample", "population", "none"] = Field("sample", description="divide by n - 1, by n, or not at all")
+
+
+class OptimalTokenSettings(Settings):
+    """What may be set for the optimal baseline of each token."""
+
+    push_tail: bool = Field(False, description="push tokens that no other answer reaches by the whole return, as verl")
 
 
 def process(
@@ -43,32 +49,37 @@ def process(
 def optimal_token(
     token_reward: Tensor,
     old_logp: Tensor,
-    old_square: Tensor,
+    old_collision_logp: Tensor,
     group: Tensor,
     loss_mask: Tensor,
     counts: Tensor | None = None,
+    *,
+    push_tail: bool = False,
 ) -> dict[str, Tensor]:
     """G_t - sum(G_t W_t) / sum(W_t) over the prompt's answers, at the n-th token of each: the least variance.
 
     G_t is the reward still to come, W_t the sum up to t of 1 - 2 p + sum(p^2), the square of the score function.
 
-    token_reward, old_logp (nats): [batch, time]; old_square: [batch, time], the sum over the vocabulary of p^2 by the
-    policy that sampled; group: [batch] int. Tokens outside loss_mask are skipped. Returns {"advantage": [batch, time]},
-    in units of reward; where only one answer of a prompt is that long, there is no baseline.
-    Source: Li et al. 2026, arXiv:2602.07078, the optimal token baseline; with tools as in verl.
+    token_reward: [batch, time]; old_logp, old_collision_logp: [batch, time] nats, the latter the log of the sum of p^2
+    over the vocabulary, both of the policy that sampled; group: [batch] int. Tokens outside loss_mask are skipped.
+    Returns {"advantage": [batch, time]}, in units of reward; exactly 0 where all answers have the same return, and
+    where one answer of a prompt alone is that long, unless `push_tail` says that there is no baseline then.
+    Source: the optimal token baseline, arXiv:2602.07078; with tools as in verl.
     """
     counts = torch.ones_like(group, dtype=torch.bool) if counts is None else counts
     to_go = torch.where(loss_mask, _to_go(torch.where(loss_mask, token_reward, 0.0)), 0.0)
-    energy = torch.where(loss_mask, 1 - 2 * old_logp.exp() + old_square, 0.0).cumsum(1)
+    energy = torch.where(loss_mask, 1 - 2 * old_logp.exp() + old_collision_logp.exp(), 0.0).cumsum(1)
     place = (loss_mask.long().cumsum(1) - 1).clamp(min=0)  # [batch, time], the token is the n-th of its answer
     key = group[:, None] * loss_mask.shape[1] + place
     among = (loss_mask & counts[:, None]).double().flatten()
-    number, above, below = (
-        sum_by(key.flatten(), among * x.double().flatten()).view(key.shape)
-        for x in (torch.ones_like(energy), to_go * energy, energy)
+    above, below = (
+        sum_by(key.flatten(), among * x.double().flatten()).view(key.shape) for x in (to_go * energy, energy)
     )
-    baseline = torch.where((number > 1) & (below > 0), above / torch.where(below > 0, below, 1.0), 0.0)
-    return {"advantage": torch.where(loss_mask, to_go - baseline, 0.0).to(token_reward.dtype)}
+    number, _, same = (x.view(key.shape) for x in group_statistics(to_go.flatten(), key.flatten(), among.bool()))
+    advantage = to_go - torch.where(below > 0, above / torch.where(below > 0, below, 1.0), 0.0)
+    lone = to_go if push_tail else torch.zeros_like(to_go)
+    advantage = torch.where(number > 1, torch.where(same, 0.0, advantage), lone)
+    return {"advantage": torch.where(loss_mask, advantage, 0.0).to(token_reward.dtype)}
 
 
 def _to_go(x: Tensor) -> Tensor:
@@ -81,5 +92,11 @@ def unified_rules() -> list[Rule]:
     """Offer `advantage: process` and `optimal_token`."""
     return [
         Rule("process", ProcessSettings, of="advantage", value=process),
-        Rule("optimal_token", of="advantage", value=optimal_token, reads=frozenset({"old_logp", "old_square"})),
+        Rule(
+            "optimal_token",
+            OptimalTokenSettings,
+            of="advantage",
+            value=optimal_token,
+            reads=frozenset({"old_logp", "old_collision_logp"}),
+        ),
     ]

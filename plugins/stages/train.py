@@ -16,5 +16,13 @@ def run(stage: StageContext, settings: TrainSettings) -> StageResult:
 def unified_stages() -> list[StageKind]:
     """Offer training to recipes as `kind: train`, the default."""
     return [
-        StageKind("train", TrainSettings, run=run, uses=training.uses, makes=training.makes, check=training.check),
+        StageKind(
+            "train",
+            TrainSettings,
+            run=run,
+            uses=training.uses,
+            makes=training.makes,
+            check=training.check,
+            work=training.work,
+        ),
     ]

@@ -49,6 +49,8 @@ def random_fields(seed: int = 0, *, rows: int = 12, time: int = 7) -> dict[str, 
         "advantage": noise(),
         "returns": noise(),
         "collision_logp": -noise().abs(),
+        "teacher_logp": logp + noise(),
+        "logits": -noise().abs(),
         "sampling_logp": logp + noise(0.5),
     }
 

@@ -33,10 +33,10 @@ def test_ratios_meet_the_reference_ratio_of_their_rank() -> None:
 
 def test_unpaired_answers_meet_those_of_their_rank_of_whichever_prompt() -> None:
     # g+ = 5, 1 and g- = 4.5, 0.5: 5 meets 4.5 and 1 meets 0.5, both leads are 1/2
-    batch = steps([5, 1], [0.5, 4.5], [0, 0], [0, 1e-3])
-    value = loss(term("aot_unpaired", link="hinge", beta=1.0), batch)
-    # leads 5 - (4.5 - 1e-3) and 1 - 0.5
-    assert value == pytest.approx(((1 - 0.501) + (1 - 0.5)) / 2)
+    batch = steps([5, 1], [0.5, 4.5], [0, 0], [0, 0])
+    assert loss(term("aot_unpaired", link="hinge", beta=1.0), batch) == pytest.approx(1 - 0.5)
+    # no lead of 1 yet: every answer is pushed; within the prompts the leads would be 4.5 and -3.5
+    assert pushed(term("aot_unpaired", link="hinge", beta=1.0), batch)["logp"][:, 0].tolist() == [0.5, 0.5, -0.5, -0.5]
 
 
 def published(name: str, leaf: Tensor, ref: Tensor, mask: Tensor) -> Tensor:

@@ -109,6 +109,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ppo", {}),
     ("ppo", {"kl_place": "loss", "kl": "k3", "value_clip": None, "entropy_weight": 0.01}),
     ("ppo", {"kl_place": "advantage", "value_weight": 0.1}),
+    *[(name, {}) for name in ("distill_forward", "distill_reverse", "gkd", "on_policy_distillation", "minillm")],
+    ("minillm", {"entropy_weight": 0.01, "ratio": {"name": "clip", "low": 0.1, "high": 0.3}}),
 ]
 everywhere = pytest.mark.parametrize(("name", "settings"), VARIANTS, ids=lambda x: str(x))
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from unified.set_up import set_up
 from unified.step import accumulate, count
 from unified.training import check
 
+ROOT = Path(__file__).resolve().parents[2]
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("distill_forward", {}),
     ("distill_forward", {"support": "teacher", "top_k": 5}),
@@ -80,6 +84,36 @@ def test_gradient_is_the_same_however_the_step_is_cut_and_laid_out(
         whole = step_gradient(made(name, settings, dtype), groups, several_steps=True)
         assert whole.norm() > 1e-4
         assert relative(step_gradient(made(name, settings, dtype, **how), groups, several_steps=True), whole) < bound
+
+
+def main(out: str) -> None:
+    """Write the gradient of a step of every variant; the groups are dealt to the processes in turn."""
+    found = {}
+    for name, settings in VARIANTS:
+        run = made(name, settings, torch.float64, tokens_per_micro_batch=30)
+        found[f"{name} {settings}"] = step_gradient(run, random_groups(5, 3, empty=True), several_steps=True)
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        torch.save(found, out)
+
+
+def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:
+    # 5 prompts on 2 processes: one of them runs forwards of no meaning, with numbers in the place of stored tokens
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    launch = ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone", "-m"]
+    for before, out in (([], "one.pt"), (launch, "two.pt")):
+        command = [
+            sys.executable,
+            "-m",
+            *before,
+            "tests.algorithms.test_step_invariance_distillation",
+            str(tmp_path / out),
+        ]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / out) for out in ("one.pt", "two.pt"))
+    assert len(one) == len(VARIANTS)
+    for name, gradient_alone in one.items():
+        assert relative(two[name], gradient_alone) < 1e-10, name
 
 
 def mean_divergence(run: Run, groups: list[PromptGroup], temperature: float) -> Tensor:
@@ -151,6 +185,23 @@ def test_distillation_adds_to_imitation() -> None:
     assert relative(of("distill_forward", "sft"), of("distill_forward") + of("sft")) < 1e-10
 
 
+def test_every_term_has_the_credit_of_its_own() -> None:
+    # grpo compares rewards, on-policy distillation asks the teacher: two advantages of the same tokens
+    groups = random_groups(3, 3)
+    source = {"name": "rollouts", "max_tokens": 8}
+    rewarded = {"algorithm": {"name": "grpo", "kl_weight": 0.0}, "weight": 0.5}
+    taught = {"algorithm": "on_policy_distillation", "weight": 2.0}
+
+    def of(*terms: Any) -> Tensor:
+        teacher = "other" if taught in terms else None
+        how = {"terms": list(terms), "teacher": teacher, "source": source, "reward": "given"}
+        return step_gradient(made("", {}, torch.float64, **how), groups, several_steps=True)
+
+    apart = of(rewarded) + of(taught)
+    assert relative(of(rewarded, taught), apart) < 1e-10
+    assert relative(of(taught, rewarded), apart) < 1e-10
+
+
 def test_the_teacher_is_frozen_and_asked_once_for_stored_tokens_of_fixed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     run = made("distill_forward", {"support": "teacher", "top_k": 5}, torch.float64)
     groups, asked = random_groups(3, 2), []
@@ -219,3 +270,7 @@ def test_distillation_brings_the_policy_to_the_teacher() -> None:
         divergence()
         run.optimizer.step()
     assert divergence() < before / 10
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from tests.algorithms.batches import known, loss, mean_metrics, pushed, random_fields, term
+from tests.tools import stage, tiny_policy, train_settings
 from unified import Answer, Batch, PromptGroup, call_named, catalogue
 from unified.coefficient import Term
+from unified.train import train
 
 Z = torch.zeros
 
@@ -141,3 +145,22 @@ def test_the_rows_themselves_are_not_changed() -> None:
     rows = [group([1], [10]), group([2], [20])]
     probes(rows)
     assert [len(g.answers) for g in rows] == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["kto", "bco"])
+def test_a_stage_on_labelled_rows_raises_the_good_answers_and_lowers_the_bad(tmp_path: Path, name: str) -> None:
+    rows = tmp_path / "rows.jsonl"
+    made = [{"prompt": p, "completion": "xyx" if p in "ab" else "yxyy", "label": p in "ab"} for p in "abcd"]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in made * 2))
+    written: dict[str, Any] = {"data": {"name": "files", "path": str(rows)}, "batch_size": 4, "learning_rate": 3e-3}
+    folder = tmp_path / "run"
+    run, _ = train(stage(folder, {"base": tiny_policy()}), train_settings(algorithm=name, max_steps=6, **written))
+    first, *_, last = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    assert first["rewards/chosen"] == first["rewards/rejected"] == 0  # the policy is the reference
+    assert last["rewards/chosen"] > 0.1 > 0 > last["rewards/rejected"]
+    state = run.streams[0].terms[0].state
+    if name == "kto":
+        assert last["probes"] == 0.5  # one for each of the four answers
+    else:
+        assert state["count"] == 24  # four answers in each of six steps
+        assert state["mean"] == pytest.approx(last["delta"])

@@ -307,7 +307,7 @@ def test_state_begins_as_the_algorithm_says_and_each_term_has_its_own() -> None:
     first, second = term_of("centred"), term_of("centred")
     assert first.state == {"updates": 0.0}
     first.state = first.call("update", totals={})
-    assert (first.state, second.state) == ({"updates": 1.0}, {"updates": 0.0})
+    assert (first.state, second.state) == ({"updates": 1.0, "depth": 0.0}, {"updates": 0.0})
     assert term_of("centred", state={"updates": 7.0}).state == {"updates": 7.0}
 
 

@@ -153,6 +153,10 @@ def test_steps_and_prompts_follow_from_epochs_batch_and_inner_epochs() -> None:
         24,
         2 * 7,
     )
+    # 24 rows twice in batches of 10: 10, 10, 4 in each pass; sampled prompts: 10 four times and 8
+    twice = {"batch_size": 10, "num_train_epochs": 2}
+    assert plan_steps(train_settings(algorithm="imitate", **twice), 24) == (48, 6)
+    assert plan_steps(train_settings(algorithm="clipped", reward="vowels", **twice), 24) == (48, 5)
     # as many prompts as 7 steps take
     written = train_settings(algorithm="imitate", batch_size=4, collect_size=10, inner_epochs=2, max_steps=7)
     assert plan_steps(written, 24) == (sys.maxsize, 7)
@@ -275,7 +279,13 @@ def test_context_of_a_stage_is_all_that_the_engine_needs(tmp_path: Path) -> None
 
 def test_groups_without_spread_are_replaced_by_fresh_ones_within_a_bound(tmp_path: Path) -> None:
     # the reward of a word is its share of vowels: many groups of two equal answers, which the filter drops
-    written = {**SAMPLED, "source": {"group_size": 2, "max_tokens": 1}, "batch_size": 8, "max_steps": 3, "filters": ["spread"]}
+    written = {
+        **SAMPLED,
+        "source": {"group_size": 2, "max_tokens": 1},
+        "batch_size": 8,
+        "max_steps": 3,
+        "filters": ["spread"],
+    }
 
     def learned_from(refill: int) -> tuple[Run, list[dict[str, Any]]]:
         folder = tmp_path / str(refill)
@@ -294,7 +304,9 @@ def test_groups_without_spread_are_replaced_by_fresh_ones_within_a_bound(tmp_pat
 
 
 def test_a_renewed_reference_is_the_policy_and_what_was_kept_of_the_old_one_is_forgotten(tmp_path: Path) -> None:
-    settings = train_settings(algorithm="prefer", data="letters", learning_rate=1e-2, max_steps=4, batch_size=8, ref_sync_steps=2)
+    settings = train_settings(
+        algorithm="prefer", data="letters", learning_rate=1e-2, max_steps=4, batch_size=8, ref_sync_steps=2
+    )
     run, _ = train(stage(tmp_path, {"base": tiny_policy()}), settings)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     ln2 = pytest.approx(math.log(2), abs=1e-5)
@@ -311,7 +323,9 @@ def test_a_renewed_reference_is_the_policy_and_what_was_kept_of_the_old_one_is_f
     assert torch.allclose(old, torch.full_like(old, 1.5))  # 0.25 x 3 + 0.75 x 1
 
 
-def test_ctrl_c_finishes_the_batch_writes_a_checkpoint_and_the_next_run_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_ctrl_c_finishes_the_batch_writes_a_checkpoint_and_the_next_run_ends_with_the_same_weights(
+    tmp_path: Path,
+) -> None:
     settings = train_settings(**SAMPLED, max_steps=6, learning_rate=1e-2)
     straight, _ = train(stage(tmp_path / "a", {"base": tiny_policy()}), settings)
     broken = stage(tmp_path / "b", {"base": tiny_policy()})
@@ -321,3 +335,18 @@ def test_ctrl_c_finishes_the_batch_writes_a_checkpoint_and_the_next_run_ends_wit
     assert torch.load(tmp_path / "b" / "checkpoint" / "state.pt", weights_only=False)["step"] == 3
     again, _ = train(stage(tmp_path / "b", {"base": tiny_policy()}), settings)
     assert torch.equal(weights(again), weights(straight))
+
+
+def test_no_row_is_seen_twice_in_one_step_also_where_the_batch_is_larger_than_the_data(tmp_path: Path) -> None:
+    seen: list[list[int]] = []
+    context = stage(tmp_path, {"base": tiny_policy()})
+    context.notify = lambda event, **k: seen.append([g.key for g in k["groups"]]) if event == "groups_judged" else None
+    train(context, train_settings(algorithm="imitate", data="letters", batch_size=40, max_steps=3))
+    assert [sorted(keys) for keys in seen] == [list(range(24))] * 3
+
+
+def test_a_term_is_updated_from_its_own_metrics_by_their_own_names_beside_other_terms(tmp_path: Path) -> None:
+    terms = [{"algorithm": "imitate"}, {"algorithm": "centred", "weight": 0.5}]
+    run, _ = train(stage(tmp_path, {"base": tiny_policy()}), train_settings(terms=terms, data="letters", max_steps=2))
+    assert run.last["centred/depth"] == pytest.approx(run.streams[0].terms[1].state["depth"])
+    assert "imitate/loss" in run.last

@@ -42,3 +42,21 @@ def test_by_default_eight_answers_are_drawn_from_the_whole_distribution():
     assert settings.group_size == 8
     assert Sampling(settings.temperature, settings.top_p, settings.top_k, settings.max_tokens) == Sampling()
     assert Sampling().whole
+
+
+def test_the_greedy_answer_stands_beside_the_sampled_ones_as_a_probe():
+    asked: list[tuple[int, Sampling]] = []
+
+    def sample(groups: list[PromptGroup], n: int, sampling: Sampling) -> Any:
+        asked.append((n, sampling))
+        return [
+            [Answer([i], "greedy" if sampling.temperature == 0 else "drawn") for _ in range(n)]
+            for i in range(len(groups))
+        ]
+
+    part = catalogue().get("source", "rollouts_and_greedy")
+    settings = part.settings(temperature=0.5, max_tokens=6)
+    new = call_named(part.collect, prompts=prompts(), settings=settings, sample=sample, seed=0)
+    assert asked == [(1, Sampling(0.5, max_tokens=6)), (1, Sampling(0.0, max_tokens=6))]
+    assert [[(a.text, a.probe) for a in g.answers] for g in new] == [[("drawn", False), ("greedy", True)]] * 2
+    assert new[0].answers[1].columns == {"answer": 42.0}

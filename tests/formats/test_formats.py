@@ -19,6 +19,7 @@ KNOWN = {
                    {"prompt", "chosen", "rejected", "messages"}],
     "unpaired": [{"prompt", "completion", "label"}, {"prompt", "response", "label", "id"}],
     "ranked": [{"prompt", "responses", "ranks", "parent_id"}],
+    "groups": [{"prompt", "answers"}, {"prompt", "answers", "rewards", "start"}],
     "text": [{"text"}, {"text", "source"}],
     "prompts": [{"prompt"}, {"key", "prompt", "instruction_id_list", "kwargs"}],
     "messages": [{"messages"}, {"conversations"}, {"prompt", "messages"}],

@@ -235,10 +235,10 @@ def verl_plus_plus(config: Config, inputs: Inputs) -> Mapping[str, Any]:
 
 @peer("volcengine/verl", "ADV_ESTIMATOR_REGISTRY['tir_optimal_token_baseline']")
 def verl_optimal_token(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """No baseline where one answer alone is that long; epsilon only guards a division."""
-    config.expect(handle_zero_tail=True)
+    """`handle_zero_tail`: no baseline where one answer alone is that long. epsilon only guards a division."""
+    rule = {"name": "optimal_token", "push_tail": config.take("handle_zero_tail")}
     config.take("epsilon")
-    fields = {"old_logp": inputs["old_logp"], "old_square": inputs["sum_pi_squared"], "mask": inputs.mask}
-    found = _within(inputs["token_rewards"], inputs["index"].long(), {"name": "optimal_token"}, **fields)
+    fields = {"old_logp": inputs["old_logp"], "old_collision_logp": inputs["sum_pi_squared"].log(), "mask": inputs.mask}
+    found = _within(inputs["token_rewards"], inputs["index"].long(), rule, **fields)
     to_go = _along(inputs, {"name": "monte_carlo"})
     return {"advantages": found, "returns": to_go["returns"], "where": inputs.mask}

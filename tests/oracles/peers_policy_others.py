@@ -137,11 +137,11 @@ def _factor_at(settings: Mapping[str, Any], batch: Batch) -> Tensor:
 
 @peer("prime-rl", "loss.py:compute_loss")
 def prime_rl_loss(config: Config, inputs: Inputs) -> Mapping[str, Any]:
-    """Three components: the bounded policy gradient, the pull to a teacher, and (nothing sampled) the cross-entropy.
+    """Three components: the bounded policy gradient, the pull to a teacher, and with no settings the cross-entropy.
 
     The old log-probs are the rollout engine's.
     """
-    if "old_logp" not in inputs:
+    if "ref_logp" not in inputs and not (config.has("dppo_mask_low") or config.has("ipo_threshold")):
         made = step("sft", {}, Batch({"logp": inputs["logp"], "loss_mask": inputs.mask}))
         return {"loss": made.loss, "gc": made.push["logp"]}
     batch = policy_batch(inputs)

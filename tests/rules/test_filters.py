@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unified import Answer, PromptGroup, call_named
-from unified_plugins.rules.filters import no_spread
+from unified_plugins.rules.filters import cut_off, no_spread
 
 
 def _group(*rewards: float | None, probe: float | None = None) -> PromptGroup:
@@ -27,3 +27,11 @@ def test_a_probe_is_no_different_reward() -> None:
 def test_rewards_per_token_are_summed() -> None:
     same = PromptGroup([0], [Answer([1, 2], reward=[0.25, 0.75]), Answer([1, 2], reward=[0.5, 0.5])])
     assert no_spread([same]) == []
+
+
+def test_answers_that_were_cut_off_keep_their_places_but_have_no_loss_token() -> None:
+    short, long = Answer([1, 2], reward=1.0), Answer([1, 2, 3], reward=0.0, finish="length")
+    (found,) = call_named(cut_off, groups=[PromptGroup([0], [short, long])])
+    assert found.answers[0] is short
+    assert found.answers[1].loss_mask == [False] * 3
+    assert long.loss_mask is None  # the group that came is left as it was

@@ -18,6 +18,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"log_ratio_limit": 1.0},
     {"limit": 0.5},
     {"importance": "old_policy", "limit": 0.5},
+    {"straight_through": True, "limit": 0.5},
 ]
 
 
@@ -86,3 +87,16 @@ def test_the_weight_grows_while_the_kl_is_above_its_target_by_at_most_a_fifth() 
     assert adapt_weight(0.05, 0.15, target=0.1, horizon=10) == pytest.approx(0.051)
     assert adapt_weight(0.05, 0.11, target=0.1, horizon=10) == pytest.approx(0.0505)
     assert adapt_weight(0.05, 0.0, target=0.1, horizon=10) == pytest.approx(0.049)
+
+
+def test_straight_through_has_the_value_of_one_estimate_and_the_gradient_of_k2() -> None:
+    # at log 2: value 1/2 - 1 + log 2, coefficient -log 2; clamping the value leaves the gradient
+    x = torch.tensor([2.0], dtype=torch.float64).log()
+    assert _value("k3", float(x), straight_through=True) == pytest.approx(0.19314718)
+    rule = _rule("k3", straight_through=True, limit=0.1)
+    assert float(apply.coefficient(rule, lambda y: {"log_ratio": y}, x, ascend=False)) == pytest.approx(-0.69314718)
+
+
+def test_straight_through_cannot_be_weighted() -> None:
+    _, problems = choose("kl", {"name": "k3", "straight_through": True, "importance": "old_policy"})
+    assert "importance must be none" in problems[0].text()

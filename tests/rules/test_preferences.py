@@ -173,14 +173,21 @@ def test_the_partner_has_the_same_rank() -> None:
     assert found.tolist() == [20, 30, 10]
 
 
-def test_what_is_looked_up_by_a_key_bears_rounding_and_shares_what_is_tied() -> None:
-    keys, values = torch.tensor([1.0, 2.0, 2.0, 4.0]), torch.tensor([10.0, 20.0, 30.0, 40.0])
-    found = look_up(torch.tensor([4.0001, 2.0, 0.9999]), keys, values)
-    assert found.tolist() == [40, 25, 10]
+def test_a_row_is_found_by_its_key_and_among_equal_keys_by_what_is_nearest() -> None:
+    known = {"keys": torch.tensor([1.0, 2.0, 2.0, 4.0]), "xs": torch.tensor([5.0, 6.0, 7.0, 5.0])}
+    known["values"] = torch.tensor([10.0, 20.0, 30.0, 40.0])
+    key, x = torch.tensor([4.0, 2.0, 2.0, 1.0]), torch.tensor([6.9, 6.9, 6.1, 6.9])
+    assert look_up(key, x, **known).tolist() == [40, 30, 20, 10]
 
 
-def test_a_key_that_cannot_be_looked_up_is_an_error_and_none_is_none() -> None:
+def test_rows_that_are_the_same_share_their_partners() -> None:
+    twice = torch.tensor([2.0, 2.0])
+    assert look_up(twice[:1], twice[:1], keys=twice, xs=twice, values=torch.tensor([20.0, 30.0])).tolist() == [25]
+
+
+def test_a_row_that_cannot_be_found_is_an_error_and_none_is_none() -> None:
     nothing = torch.zeros(0)
-    assert look_up(nothing, nothing, nothing).numel() == 0
+    known = {"keys": nothing, "xs": nothing, "values": nothing}
+    assert look_up(nothing, nothing, **known).numel() == 0
     with pytest.raises(ValueError, match="hold no pair"):
-        look_up(torch.ones(1), nothing, nothing)
+        look_up(torch.ones(1), torch.ones(1), **known)

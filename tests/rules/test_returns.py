@@ -93,3 +93,26 @@ def test_two_processes_whiten_as_one() -> None:
 
 def test_one_token_is_whitened_to_zero() -> None:
     assert float(whiten(torch.tensor([[5.0]]), torch.ones(1, 1, dtype=torch.bool), lambda x: x.sum(0))) == 0
+
+
+def test_the_critic_may_learn_from_whole_returns_while_the_policy_does_not() -> None:
+    # lam 0 for the advantage: r + V' - V; returns of lambda 1 are the reward, whatever the critic says
+    found = gae(REWARD, VALUE, ALL, gamma=1.0, lam=0.0, value_lam=1.0)
+    torch.testing.assert_close(found["advantage"], torch.tensor([[-0.25, 0.5, 0.25]]))
+    torch.testing.assert_close(found["returns"], torch.ones(1, 3))
+
+
+def test_lambda_grows_with_the_answer() -> None:
+    # three tokens and alpha 2/3: 1 - 1 / 2 = 1/2, the first test's lambda; of one token 1 - 1 / (2/3) < 0 stands as 0
+    value, reward = torch.cat([VALUE, VALUE]), torch.cat([REWARD, torch.tensor([[1.0, 0.0, 0.0]])])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    found = gae(reward, value, mask, gamma=1.0, length_alpha=2 / 3)["advantage"]
+    torch.testing.assert_close(found, torch.tensor([[0.0625, 0.625, 0.25], [0.5, 0.0, 0.0]]))
+
+
+def test_a_token_that_is_not_among_the_statistics_is_whitened_all_the_same() -> None:
+    # mean 1 and sample deviation sqrt(2) of 0 and 2; 4 is (4 - 1) / sqrt(2)
+    x, mask = torch.tensor([[0.0], [2.0], [4.0]]), torch.ones(3, 1, dtype=torch.bool)
+    among = torch.tensor([[True], [True], [False]])
+    found = whiten(x, mask, lambda y: y.sum(0), among=among, epsilon=0)
+    torch.testing.assert_close(found, torch.tensor([[-1.0], [1.0], [3.0]]) / 2**0.5)

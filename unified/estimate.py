@@ -1,0 +1,180 @@
+"""The work of a training stage, from its settings and data. Answers to be sampled count as long as they may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unified.errors import UserError
+from unified.registry import call_named
+from unified.settings import choose
+from unified.stage import TermSettings, TrainSettings
+from unified.work import Job, Measure, Rows, Work
+
+#: bytes of optimiser state per trained parameter, in float32; two moments unless it is named here
+OPTIMISER_BYTES: Mapping[str, int] = {"sgd": 0, "rmsprop": 4, "adagrad": 4}
+#: answers sampled at once where the engine does not say
+AT_ONCE = 128
+
+
+def work_of_training(settings: TrainSettings, measure: Measure) -> Work | None:
+    """Tokens of every model of the stage; None where its rows cannot be counted yet."""
+    rows = measure(settings.data, "train")
+    if rows is None:
+        return None
+    from unified.set_up import plan_steps  # loads torch
+
+    total, steps = plan_steps(settings, rows.rows)
+    collected = settings.collect_size or settings.batch_size
+    per_collect = settings.inner_epochs * math.ceil(collected / settings.batch_size)
+    drawn = min(total, math.ceil(steps / per_collect) * collected)
+    pushed = min(drawn * settings.inner_epochs, steps * settings.batch_size)
+    driver = _Stream(settings, _terms(settings, own=False), settings.source, settings.reward, rows)
+    jobs = driver.jobs(drawn, pushed, several=per_collect > 1)
+    longest, prompts = driver.longest, drawn
+    for term in _terms(settings, own=True):
+        beside = measure(term.data, "train")
+        if beside is None:
+            return None
+        prompts_of_term = steps * (term.per_step or settings.batch_size)
+        stream = _Stream(settings, [term], term.source, term.reward, beside)
+        jobs += stream.jobs(prompts_of_term, prompts_of_term, several=False)
+        prompts += prompts_of_term
+        longest = max(longest, stream.longest)
+    jobs += _evaluation(settings, measure, steps)
+    samples = any(job.does == "generate" for job in jobs)
+    engine = settings.engine.settings if settings.engine is not None else None
+    step_tokens = sum(job.tokens for job in jobs if job.does == "train") / max(steps, 1)
+    return Work(
+        steps, prompts, jobs,
+        micro_tokens=min(settings.tokens_per_micro_batch, step_tokens),
+        at_once=min(int(getattr(engine, "max_batch", AT_ONCE)), round(collected * driver.answers)) if samples else 0,
+        longest=longest,
+        optimiser_bytes=OPTIMISER_BYTES.get(settings.optim.lower(), 8),
+        bf16=settings.bf16,
+        checkpointing=settings.gradient_checkpointing,
+    )  # fmt: skip
+
+
+def _terms(settings: TrainSettings, *, own: bool) -> list[TermSettings]:
+    """The terms with rows of their own, or those on the stage's rows (the one algorithm among them)."""
+    written = settings.terms or [TermSettings(algorithm=settings.algorithm)]
+    return [t for t in written if (t.data is not None) == own]
+
+
+@dataclass
+class _Stream:
+    """Rows with the terms that learn from them."""
+
+    settings: TrainSettings
+    terms: list[TermSettings]
+    source: Any
+    reward: Any
+    rows: Rows
+    read: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        algorithms = [(t.algorithm.part, t.algorithm.settings) for t in self.terms]
+        self.read = frozenset(n for a, s in algorithms for n in a.names_read(s) | a.names_credited(s))
+        if self.source is None:
+            self.source = choose("source", self.terms[0].algorithm.part.source)[0]
+
+    @property
+    def online(self) -> bool:
+        return bool(self.source is not None and self.source.part.online)
+
+    @property
+    def answers(self) -> float:
+        """Answers of one prompt."""
+        fewest = max(t.algorithm.part.answers for t in self.terms)
+        if self.online:
+            return float(getattr(self.source.settings, "group_size", fewest))
+        return max(self.rows.answers, 1.0)
+
+    @property
+    def longest(self) -> float:
+        """Tokens of a prompt with one answer: sampled ones as long as they may be."""
+        sampled = getattr(self.source.settings, "max_tokens", self.rows.answer_tokens) if self.online else None
+        return self.rows.prompt_tokens + (self.rows.answer_tokens if sampled is None else sampled)
+
+    def jobs(self, drawn: int, pushed: int, *, several: bool) -> list[Job]:
+        """The work on prompts drawn, `pushed` of which are learned from; several steps for one collected batch."""
+        one = self.answers * self.longest
+        model = self.settings.model
+        made: list[Job] = []
+        if self.online:
+            new = drawn * self.answers * (self.longest - self.rows.prompt_tokens)
+            made.append(Job("policy", model, "generate", drawn * one, new))
+        scored = drawn * one if self.online else min(drawn, self.rows.rows) * one  # of fixed rows they are kept
+        reference = model if self.settings.reference == "input" else self.settings.reference
+        for name, role, of in (
+            ("ref_logp", "reference", reference),
+            ("old_logp", "policy", model if several else None),
+            ("teacher_logp", "teacher", self.settings.teacher),
+            ("old_value", "critic", self.settings.critic.model or model),
+        ):
+            if name in self.read and of is not None:
+                shared = role == "critic" and self.settings.critic.trunk == "shared"
+                made.append(Job("policy" if shared else role, of, "score", scored, scalar=role == "critic"))
+        judge = _model_of(self.reward)
+        if judge is not None:
+            made.append(Job("reward model", judge, "score", drawn * one, scalar=True))
+        return [*made, *self._training(pushed * one)]
+
+    def _training(self, tokens: float) -> list[Job]:
+        """Forward and backward of every model that some term pushes; statistics of a whole step are a forward more."""
+        made: list[Job] = []
+        for term in self.terms:
+            part, chosen = term.algorithm.part, term.algorithm.settings
+            for head in part.aggregations(chosen):
+                if head == "value" and self.settings.critic.trunk == "own":
+                    made.append(
+                        Job("critic", self.settings.critic.model or self.settings.model, "train", tokens, scalar=True)
+                    )
+                else:
+                    role = "scorer" if head == "score" else "policy"
+                    made.append(Job(role, self.settings.model, "train", tokens, scalar=head == "score"))
+                if head == "logits" and self.settings.teacher is not None and "teacher_logp" not in self.read:
+                    made.append(Job("teacher", self.settings.teacher, "score", tokens))
+            if part.scope_of(chosen) == "step":
+                made.append(Job("policy", self.settings.model, "score", tokens))
+        return list(dict.fromkeys(made))  # several heads of one model share its forward and backward
+
+
+def _evaluation(settings: TrainSettings, measure: Measure, steps: int) -> list[Job]:
+    """Losses on held-out rows, and answers to them where a reward judges some."""
+    wanted = settings.evaluation
+    if wanted is None:
+        return []
+    rows = measure(wanted.data or settings.data, "held_out")
+    if rows is None:
+        return []
+    times = 1 + (steps - 1) // settings.eval_steps if settings.eval_steps else 1
+    prompts = min(wanted.num_prompts, rows.rows) * (times + settings.eval_on_start)
+    policy = "score" not in {h for t in _terms(settings, own=False) for h in _heads(t)}
+    held = prompts * max(rows.answers, 1) * (rows.prompt_tokens + rows.answer_tokens)
+    made = [Job("policy" if policy else "scorer", settings.model, "score", held, scalar=not policy)]
+    if wanted.reward is not None:
+        new = float(prompts * wanted.samples * wanted.max_tokens)
+        made.append(Job("policy", settings.model, "generate", prompts * wanted.samples * rows.prompt_tokens + new, new))
+        judge = _model_of(wanted.reward)
+        if judge is not None:
+            made.append(Job("reward model", judge, "score", made[-1].tokens, scalar=True))
+    return made
+
+
+def _heads(term: TermSettings) -> set[str]:
+    return set(term.algorithm.part.aggregations(term.algorithm.settings))
+
+
+def _model_of(reward: Any) -> str | None:
+    """The scalar model that a reward asks, by its reference."""
+    if reward is None or reward.part.model is None:
+        return None
+    try:
+        found = call_named(reward.part.model, settings=reward.settings)
+    except UserError:
+        return None
+    return str(found) if found else None
