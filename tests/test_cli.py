@@ -43,7 +43,7 @@ def test_help_imports_neither_torch_nor_transformers_nor_plugins() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
-    for command in ("run", "check", "train", "list", "show", "coefficients"):
+    for command in ("run", "check", "train", "status", "plan", "lineage", "list", "show", "coefficients"):
         assert f"  {command} " in out
 
 

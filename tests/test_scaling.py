@@ -10,7 +10,8 @@ from unified.scaling import answer, best_for, loss, parameters_for, quantity, sh
 
 
 def test_the_loss_is_that_of_the_published_fit() -> None:
-    # N = 1e9: 406.4 / 10^(9·0.34) = 406.4 / 1148.15 = 0.35396; D = 1e10: 410.7 / 10^(10·0.28) = 410.7 / 630.96 = 0.65091
+    # N = 1e9: 406.4 / 10^(9·0.34) = 406.4 / 1148.15 = 0.35396
+    # D = 1e10: 410.7 / 10^(10·0.28) = 410.7 / 630.96 = 0.65091
     assert loss(1e9, 1e10) == pytest.approx(1.69 + 0.35396 + 0.65091, abs=1e-4)
 
 
@@ -57,7 +58,7 @@ def test_a_quantity_is_read_as_people_write_it(text: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "7Q", "1.2.3"])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--tokens .*: not a number above 0"):
+    with pytest.raises(UserError, match=r"--tokens .*: not a number above 0"):
         quantity(text, "--tokens")
 
 

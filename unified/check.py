@@ -244,6 +244,8 @@ class _Check:
         settings = self.recipe.model if reference == "base" else ModelSettings(path=reference, new=None, tokenizer=None)
         if settings is None or (reference != "base" and _path_problem(reference, self.recipe.home, at, [])):
             return None
+        if settings.path is not None and not local_path(settings.path, self.recipe.home).exists():
+            return None  # a hub id: nothing is fetched by a check
         from unified.models import base_tokenizer  # loads torch
 
         try:

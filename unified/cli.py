@@ -89,11 +89,16 @@ def check(
     """
     with _said_plainly():
         from unified.check import check_recipe
+        from unified.expect import check_expect
         from unified.recipe import load_recipe
+        from unified.unverified import not_yet_verified
 
         plan = check_recipe(load_recipe(recipe, sets or (), profile))
+        check_expect(plan.recipe)
         for stage in plan.stages:
             typer.echo(stage.describe())
+        for what in not_yet_verified(plan):
+            typer.echo(f"not yet verified: {what} (on the hub; a check fetches nothing)")
         typer.echo("recipe is fine")
 
 
@@ -239,6 +244,11 @@ def _run(recipe: Recipe, output: Path | None, *, force: bool, quiet: bool) -> No
         _leave(f"stopped in stage {error}; run the same command again to go on", 130)
     if Team().main:
         console.table(outcomes, run_folder(recipe, output))
+        if recipe.expect is not None:
+            from unified.expect import check_expectations
+
+            for finding in check_expectations(recipe, run_folder(recipe, output)):
+                typer.echo(finding.text())
 
 
 def main(arguments: list[str] | None = None) -> Any:

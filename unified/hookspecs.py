@@ -28,7 +28,7 @@ def unified_algorithms() -> list[Algorithm]:  # type: ignore[empty-body]
 
 @hookspec
 def unified_rules() -> list[Rule]:  # type: ignore[empty-body]
-    """Offer advantage, ratio, kl, margin, link and filter rules, used inside an algorithm's settings."""
+    """Offer advantage, ratio, kl, margin, link, filter and selection rules, used inside the settings of others."""
 
 
 @hookspec

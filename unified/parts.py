@@ -141,8 +141,8 @@ class Algorithm(Part):
 class Rule(Part):
     """A small pure function inside algorithms, replaceable by name in a recipe.
 
-    `of` is the kind of rule: advantage, ratio, kl, margin, link, filter. Which tensors a rule of that kind may name is
-    told by the algorithms that use it (docs/rules.md); its own settings are passed as keywords.
+    `of` is the kind of rule: advantage, ratio, kl, margin, link, filter, selection. Which tensors a rule of that kind
+    may name is told by the algorithms that use it (docs/rules.md); its own settings are passed as keywords.
 
     value: the thing itself (advantage, objective, estimate, margin, loss).
     coefficient: its derivative in the direction of ascent, where the kind has one.
@@ -182,10 +182,12 @@ class Dataset(Part):
 
     open(settings, split, seed, folder) -> Sequence[Example]; split is "train" or "held_out", folder the recipe's own.
     tokenizer(settings) -> a fast tokenizer made on the spot, for datasets that bring their own alphabet.
+    remote: whether open fetches its rows; then they are opened when a stage runs, and not by the check.
     """
 
     open: Callable[..., Any] | None = None
     tokenizer: Callable[..., Any] | None = None
+    remote: bool = False
 
     kind: ClassVar[str] = "dataset"
     offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {

@@ -34,7 +34,7 @@ COUNTED_ROWS = 200
 UNKNOWN = "?"
 _DOES = {
     "done": "skip",
-    "depends": "skip, unless what it starts from changes",
+    "depends": "run, if needed",
     "changed": "run",
     "interrupted": "resume",
     "new": "run",
@@ -104,7 +104,7 @@ class Estimator:
     def _measured(self, data: Any, split: str, root: str | None) -> Rows | None:
         recipe = self.plan.recipe
         tokenizer = self._tokenizer(root)
-        if tokenizer is None:
+        if tokenizer is None or data.part.remote:
             return None
         try:
             data = resolved(data, self._dataset)
@@ -180,10 +180,10 @@ def _work_table(made: Sequence[Estimate], on: Hardware | None) -> Table:
         if on:
             cells.append(_time(cost.seconds) if cost and cost.seconds is not None else UNKNOWN)
         table.add_row(*map(Text, (each.finding.stage.name, *cells)))
-    todo = [e for e in made if e.finding.runs]
+    todo = [e for e in made if e.finding.state != "done"]
     if len(made) > 1:
         known = [e.cost for e in todo if e.cost is not None]
-        cells = ["to run", "", "", "", "", "", f"{sum(c.flops for c in known):.2e}"]
+        cells = ["at most", "", "", "", "", "", f"{sum(c.flops for c in known):.2e}"]
         cells += [_time(sum(c.seconds or 0.0 for c in known))] if on else []
         table.add_section()
         table.add_row(*map(Text, cells))

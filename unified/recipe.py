@@ -43,7 +43,9 @@ class RecipeFile(Settings):
     seed: int = Field(0, ge=0, description="of everything random in the run")
     threads: int | None = Field(None, ge=1, description="CPU threads of torch; without, torch decides")
     defaults: dict[str, Any] = Field({}, description="settings laid under those of every stage")
-    stages: dict[str, dict[str, Any]] = Field(description="stages by name, in the order in which they run")
+    stages: dict[str, dict[str, Any]] = Field(
+        description="stages by name, in the order in which they run, or blocks of stages with `repeat`"
+    )
     profiles: dict[str, dict[str, Any]] = Field({}, description="changes by name, chosen with --profile")
     expect: Any = Field(None, description="what the results must be, for tests")
 

@@ -25,8 +25,8 @@ from unified.run import Run, score_answers
 from unified.settings import Chosen
 from unified.stage import StageContext, TermSettings, TrainSettings
 from unified.stream import Stream
-from unified.training import samples_online
 from unified.teacher import check_vocabulary, divergences, load_teacher, most_stored
+from unified.training import samples_online
 
 
 def set_up(stage: StageContext, settings: TrainSettings) -> Run:

@@ -31,11 +31,6 @@ class Finding:
     manifest: Manifest | None = None
     step: int | None = None
 
-    @property
-    def runs(self) -> bool:
-        """Whether running the recipe would run the stage, as far as can be known."""
-        return self.state not in ("done", "depends")
-
 
 def survey(plan: Plan, output: Path, replan: Callable[[Recipe], Plan]) -> list[Finding]:
     """Every stage that is or would be run, in order; `replan` plans a recipe whose block has ended early."""
@@ -66,7 +61,8 @@ def _finding(recipe: Recipe, stage: PlannedStage, output: Path, before: Mapping[
     if why:
         return Finding(stage, folder, "changed", why, done)
     if unsure:
-        return Finding(stage, folder, "depends", tuple(f"stage '{n}' comes first" for n in unsure), done)
+        why = tuple(f"only if stage '{n}' makes something else" for n in unsure)
+        return Finding(stage, folder, "depends", why, done)
     return Finding(stage, folder, "done", (), done)
 
 

@@ -241,14 +241,14 @@ def check_rows(
     max_length: int | None = None,
     too_long: Literal["refuse", "drop"] = "refuse",
 ) -> list[Problem]:
-    """What is wrong with the rows of one split of a dataset; [] for one that an earlier stage has yet to write.
+    """What is wrong with the rows of one split of a dataset; [] for one that is yet to be written, or fetched.
 
     path: of keys, where the problems are shown. needed: fewest answers of a row. reserve: tokens of a sampled answer.
     The rows are rendered where tokenizer and max_length are known.
     """
     from unified.render import Renderer, render_rows
 
-    if made_by(data) is not None:
+    if made_by(data) is not None or data.part.remote:
         return []
     try:
         rows = call_named(data.part.open, settings=data.settings, split=split, seed=seed, folder=home)

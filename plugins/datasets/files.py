@@ -8,7 +8,7 @@ stage trains on what another one is measured on. Each row keeps all its columns,
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -66,15 +66,21 @@ def open_files(settings: FilesSettings, split: str, folder: Path) -> Rows:
     if split == "held_out" and settings.held_out_path is not None:
         return _examples(settings, _find(settings.held_out_path, folder))
     rows = _examples(settings, _find(settings.path, folder))
-    if settings.held_out_path is not None:
-        return rows
-    held_out = _held_out(len(rows), settings, where=settings.path)
+    return rows if settings.held_out_path is not None else split_rows(rows, settings, split, where=settings.path)
+
+
+def split_rows(rows: Rows, settings: Any, split: str, *, where: str) -> Rows:
+    """The rows that are held out, or the others, as `held_out` and `held_out_seed` of the settings say.
+
+    Raises UserError where a split would be empty.
+    """
+    held_out = _held_out(len(rows), settings, where=where)
     if split == "held_out" and not held_out:
-        raise UserError(f"{settings.path}: no rows are held out", "set held_out: 0.1, or held_out_path: FILE")
+        raise UserError(f"{where}: no rows are held out", "set held_out: 0.1, or say where held-out rows are")
     return Rows([e for i, e in enumerate(rows) if (i in held_out) == (split == "held_out")], rows.counts)
 
 
-def _held_out(rows: int, settings: FilesSettings, *, where: str) -> set[int]:
+def _held_out(rows: int, settings: Any, *, where: str) -> set[int]:
     share = settings.held_out
     number = int(share) if share >= 1 else (max(1, round(share * rows)) if share else 0)
     if number >= rows:
@@ -105,10 +111,19 @@ def _listed(folder: Path) -> str:
 
 
 def _examples(settings: FilesSettings, path: Path) -> Rows:
+    return examples_of(settings, read(path), path)
+
+
+def examples_of(settings: Any, numbered: Iterable[Numbered], path: Path | str) -> Rows:
+    """Rows as examples, by `format`, `columns`, `limit` and `bad_rows` of the settings; path: where they come from.
+
+    Raises UserError: no rows, an unknown column in `columns`, no format or more than one that fits, a row that does
+    not fit.
+    """
     examples: list[Example] = []
     bad = 0
     chosen = settings.format
-    for number, raw in islice(read(path), settings.limit):
+    for number, raw in islice(numbered, settings.limit):
         if not examples and not bad:
             _check_columns(settings.columns, raw, path)
             chosen = chosen or _recognise(frozenset(_renamed(raw, settings.columns)), path)
@@ -128,7 +143,7 @@ def _examples(settings: FilesSettings, path: Path) -> Rows:
     return Rows(examples, {"dropped_bad": bad} if bad else {})
 
 
-def _example(chosen: Any, numbered: Numbered, columns: Mapping[str, str], path: Path) -> Example:
+def _example(chosen: Any, numbered: Numbered, columns: Mapping[str, str], path: Path | str) -> Example:
     number, raw = numbered
     example: Example = call_named(chosen.part.convert, row=_renamed(raw, columns), settings=chosen.settings)
     example.columns.update(file=str(path), row=number)
@@ -141,7 +156,7 @@ def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, An
     return {**{k: v for k, v in row.items() if k not in columns.values()}, **moved}
 
 
-def _check_columns(columns: Mapping[str, str], row: Mapping[str, Any], path: Path) -> None:
+def _check_columns(columns: Mapping[str, str], row: Mapping[str, Any], path: Path | str) -> None:
     for wanted, name in columns.items():
         if name not in row:
             near = did_you_mean(name, list(row))
@@ -149,7 +164,7 @@ def _check_columns(columns: Mapping[str, str], row: Mapping[str, Any], path: Pat
             raise UserError(f"{path}: no column '{name}' (for '{wanted}')", *hints, f"the file has: {', '.join(row)}")
 
 
-def _recognise(names: frozenset[str], path: Path) -> Chosen:
+def _recognise(names: frozenset[str], path: Path | str) -> Chosen:
     known = catalogue()
     parts = [known.get("format", name) for name in known.names("format")]
     fits = [part for part in parts if part.recognises is not None and part.recognises(names)]

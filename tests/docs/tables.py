@@ -2,6 +2,7 @@
 
 A table stands between `<!-- table: WHAT -->` and `<!-- end -->`, with WHAT one of
     settings recipe | settings recipe FIELD           the keys of a recipe file, or those nested in one of them
+    settings block | settings block FIELD             those of a block of stages
     settings KIND NAME | settings KIND NAME FIELD     the settings of a part, or those nested in one of them
     parts KIND                                        the built-in parts of a kind, with their settings
     rules                                             for every kind of rule what it may name, as its plugin says, and
@@ -19,6 +20,7 @@ from tests.docs.snippets import PAGES
 from unified.parts import KINDS
 from unified.recipe import RecipeFile
 from unified.registry import catalogue
+from unified.rounds import BlockSettings
 from unified.settings import Settings, describe_fields, nested_settings
 from unified.show import first_line
 
@@ -89,8 +91,8 @@ def made(what: str) -> str:
         return rules()
     if words[0] == "parts":
         return parts_table(words[1])
-    if words[:2] == ["settings", "recipe"]:
-        cls: Any = RecipeFile
+    if words[:2] in (["settings", "recipe"], ["settings", "block"]):
+        cls: Any = RecipeFile if words[1] == "recipe" else BlockSettings
         rest = words[2:]
     else:
         cls, rest = catalogue().get(words[1], words[2]).settings, words[3:]

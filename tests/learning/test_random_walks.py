@@ -22,6 +22,8 @@ WITH_CRITIC = {"ppo", "vapo"}
 #: settings away from the preset's own, where a task of 20 prompts asks for them
 SPECIAL: dict[str, dict[str, Any]] = {
     "dr_grpo": {"constant_length": 12},
+    # its lambda 1 - 1 / (0.05 length) is made for answers of thousands of tokens; here they have five
+    "vapo": {"advantage": {"name": "gae", "value_lam": 1.0, "length_alpha": 4.0}},
     "gspo": {"ratio": {"name": "sequence_clip", "low": 0.2, "high": 0.2}},
 }
 SMALL = {

@@ -1,0 +1,43 @@
+"""Self-play: the answer of the row against one that the policy gives to the same prompt; rewards 1 and 0.
+
+The policy learns to tell its own answers from those of the data, until it cannot. With `reward: given` in a sampling
+stage the opponent is the policy of the round before, frozen.
+Source: Chen et al. 2024, SPIN, arXiv:2401.01335, section 4.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from unified import Answer, DataSource, Field, PromptGroup, Sampling, Settings, UserError, hookimpl
+
+
+class SelfPlaySettings(Settings):
+    """How the opponent's answers are drawn."""
+
+    group_size: int = Field(1, ge=1, description="answers sampled per prompt, the row's own not counted")
+    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 takes the likeliest token")
+    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps all")
+    max_tokens: int = Field(256, ge=1, description="longest sampled answer, in tokens")
+
+
+def collect(
+    prompts: list[PromptGroup],
+    settings: SelfPlaySettings,
+    sample: Callable[[list[PromptGroup], int, Sampling], list[list[Answer]]],
+) -> list[PromptGroup]:
+    """The row's best answer with reward 1, and the sampled ones with reward 0. UserError for a row without answers."""
+    for group in prompts:
+        if not group.answers:
+            raise UserError(f"row {group.key} has no answer to play against", "source 'self_play' needs rows with one")
+    drawn = sample(prompts, settings.group_size, Sampling(settings.temperature, settings.top_p, 0, settings.max_tokens))
+    out = []
+    for group, theirs in zip(prompts, drawn, strict=True):
+        best = max(group.answers, key=lambda answer: answer.total_reward or 0.0)
+        out.append(replace(group, answers=[replace(best, reward=1.0), *(replace(a, reward=0.0) for a in theirs)]))
+    return out
+
+
+@hookimpl
+def unified_sources() -> list[DataSource]:
+    """Offer it as `source: {name: self_play, max_tokens: ...}`."""
+    return [DataSource("self_play", SelfPlaySettings, collect=collect, online=True)]
