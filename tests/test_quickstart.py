@@ -42,9 +42,17 @@ def test_a_quickstart_that_is_killed_and_run_again_ends_with_the_same_weights(tm
     import subprocess
     import sys
 
-    command = [sys.executable, "-m", "unified", "run", str(RECIPE), "--set", "stages.sft.num_train_epochs=3",
-               "--set", "stages.sft.save_steps=10", "--set", "stages.rm.num_train_epochs=1", "--set", "stages.ppo.max_steps=8",
-               "--set", "stages.dpo.num_train_epochs=1", "--set", "stages.grpo.max_steps=6", "--set", "stages.grpo.save_steps=2"]  # fmt: skip
+    short = {
+        "sft.num_train_epochs": 3,
+        "sft.save_steps": 10,
+        "rm.num_train_epochs": 1,
+        "ppo.max_steps": 8,
+        "dpo.num_train_epochs": 1,
+        "grpo.max_steps": 6,
+        "grpo.save_steps": 2,
+    }
+    settings = [word for key, value in short.items() for word in ("--set", f"stages.{key}={value}")]
+    command = [sys.executable, "-m", "unified", "run", str(RECIPE), *settings]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     whole = subprocess.run(
         [*command, "--output", str(tmp_path / "whole")], env=environment, capture_output=True, text=True

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.workshop import ForgeSettings, Hammer, Workshop
-from unified import Field, Settings
+from unified import Chosen, Field, Settings
 from unified.registry import using
 from unified.settings import choice, describe_fields, parse
 
@@ -21,7 +21,7 @@ def _workshop() -> Iterator[None]:
 
 class Inner(Settings):
     count: int = Field(1, ge=1, description="how many")
-    algorithm: choice("algorithm") | None = Field(None, description="a part")  # type: ignore[valid-type]
+    algorithm: Chosen | None = choice("algorithm", None, description="a part")
 
 
 class Outer(Settings):

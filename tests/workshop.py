@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from unified import (
     Algorithm,
+    Chosen,
     Dataset,
     Field,
     Settings,
@@ -42,8 +43,8 @@ class Hammer(Settings):
 class ForgeSettings(Settings):
     """What a forging stage may set."""
 
-    algorithm: choice("algorithm") | None = Field(None, description="how it is heated")  # type: ignore[valid-type]
-    data: choice("dataset") | None = Field(None, description="what it is made of")  # type: ignore[valid-type]
+    algorithm: Chosen | None = choice("algorithm", None, description="how it is heated")
+    data: Chosen | None = choice("dataset", None, description="what it is made of")
     model: str = Field("base", description="what is forged")
     mark: str = Field("", description="stamped on the result")
     shape: Literal["policy", "scalar", "nothing"] = Field("policy", description="what comes out")

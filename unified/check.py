@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from unified.errors import PluginError, Problem, UserError, did_you_mean, unknown_name
+from unified.expect import read_expectations
 from unified.made import made_by, references
 from unified.recipe import Recipe, kind_of
 from unified.registry import call_named, catalogue
@@ -105,6 +106,8 @@ class _Check:
             for use in stage.uses:
                 self._check_use(name, use, names[:i])
             self._check_inside(stage)
+        wrong = read_expectations(self.recipe)[1]
+        self.recipe.problems += [(self.recipe.root.place_of(problem.at), problem) for problem in wrong]
         texts = self.recipe.problem_texts()
         if texts:
             count = f"{len(texts)} problems" if len(texts) > 1 else "1 problem"

@@ -30,6 +30,7 @@ def evaluate(run: Run) -> dict[str, float]:
         if not name.startswith(("gc", "tokens")) and "/gc" not in name:
             out[f"eval/{name}"] = value / number if number else value
     if "eval/reward_square" in out:
+        out["eval/answers"] = totals["reward"][1]
         out["eval/reward_std"] = max(out.pop("eval/reward_square") - out["eval/reward"] ** 2, 0.0) ** 0.5
     return out
 

@@ -124,11 +124,14 @@ def fingerprint_of(**parts: Any) -> str:
 def files_named(settings: Settings, home: Path) -> dict[str, str]:
     """Hash of every existing file that a part's settings name (folders of datasets, too), by the name given there.
 
-    Data is an input like any other: when a file changes, what was made from it is made again.
+    Data is an input like any other: when a file changes, what was made from it is made again. A text is taken for a
+    path when it has a slash or a dot: `view: walks` is no folder of that name.
     """
     found: dict[str, str] = {}
     for chosen in chosen_parts(settings):
         for text in _texts(chosen.settings.model_dump(mode="json")):
+            if "/" not in text and "." not in text:
+                continue
             path = Path(text).expanduser()
             path = path if path.is_absolute() else home / path
             try:

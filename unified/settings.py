@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, WithJsonSchema
-from pydantic_core import PydanticUndefined
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import CoreSchema, PydanticUndefined, core_schema
 
 from unified.errors import Problem, did_you_mean, unknown_name
 
@@ -34,6 +34,15 @@ class Settings(BaseModel):
         """Expand what a recipe may leave out, before anything is checked. Keys keep their places."""
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _build_choices(cls, data: Any) -> Any:
+        """In Python, too, a part may be given by its name or as a mapping; ValueError with all that is wrong."""
+        if not isinstance(data, Mapping):
+            return data
+        kinds = {key: choice_kind(cls, key)[0] for key in data if key in cls.model_fields}
+        return {key: _chosen(kinds[key], value) if kinds.get(key) else value for key, value in data.items()}
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -51,27 +60,40 @@ class Chosen:
         """What a recipe would write for exactly this choice."""
         return {"name": self.name, **self.settings.model_dump(mode="json")}
 
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        """An instance, written out as a recipe would."""
+        written = core_schema.plain_serializer_function_ser_schema(cls.as_dict)
+        return core_schema.is_instance_schema(cls, serialization=written)
 
-@dataclass(frozen=True)
-class ChoiceOf:
-    """Marks a settings field as the choice of a part of one kind."""
-
-    kind: str
-
-    def __call__(self, value: Any) -> Any:
-        """Accept a name, a mapping with `name`, or a Chosen; raise ValueError with all that is wrong."""
-        chosen, problems = choose(self.kind, value)
-        if problems:
-            raise ValueError("; ".join(p.under("").text() for p in problems))
-        return chosen
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: Any, handler: Any) -> dict[str, Any]:
+        """What a recipe may write: a name, or a mapping with one."""
+        return {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}]}
 
 
-def choice(kind: str) -> Any:
-    """The type of a settings field that names a part of `kind` (algorithm, dataset, source, reward, ratio, ...)."""
-    schema = {"anyOf": [{"type": "string"}, {"type": "object", "required": ["name"]}], "description": f"a {kind}"}
-    return Annotated[
-        Chosen, ChoiceOf(kind), BeforeValidator(ChoiceOf(kind)), PlainSerializer(Chosen.as_dict), WithJsonSchema(schema)
-    ]
+def choice(kind: str, default: Any = ..., *, description: str) -> Any:
+    """A settings field that names a part of `kind` (algorithm, dataset, source, reward, ratio, ...) with its settings.
+
+    Annotate it `Chosen`, `Chosen | None` or `list[Chosen]`. The default is what a recipe would write: a name, or a
+    mapping with `name`; without one the field is required.
+    """
+    mark: dict[str, Any] = {"choice": kind}
+    if default is ...:
+        return Field(description=description, json_schema_extra=mark)
+    return Field(default_factory=lambda: _chosen(kind, default), description=description, json_schema_extra=mark)
+
+
+def _chosen(kind: str | None, value: Any) -> Any:
+    """Choices built from what was written; ValueError with everything that is wrong."""
+    if isinstance(value, list):
+        return [_chosen(kind, item) for item in value]
+    if kind is None or value is None:
+        return value
+    built, problems = choose(kind, value)
+    if problems:
+        raise ValueError("; ".join(p.under("").text() for p in problems))
+    return built
 
 
 def choose(kind: str, value: Any) -> tuple[Chosen | None, list[Problem]]:
@@ -232,22 +254,9 @@ def _find_settings(annotation: Any, many: bool) -> tuple[type[Settings] | None, 
 def choice_kind(cls: type[Settings], key: str) -> tuple[str | None, bool]:
     """The kind of part that a field chooses, and whether it is a list of them."""
     field = cls.model_fields[key]
-    for mark in field.metadata:
-        if isinstance(mark, ChoiceOf):
-            return mark.kind, False
-    return _find_mark(field.annotation, False)
-
-
-def _find_mark(annotation: Any, many: bool) -> tuple[str | None, bool]:
-    if get_origin(annotation) is Annotated:
-        for mark in get_args(annotation)[1:]:
-            if isinstance(mark, ChoiceOf):
-                return mark.kind, many
-    for inner in get_args(annotation):
-        kind, found_many = _find_mark(inner, many or get_origin(annotation) is list)
-        if kind:
-            return kind, found_many
-    return None, False
+    extra = field.json_schema_extra
+    kind = extra.get("choice") if isinstance(extra, dict) else None
+    return (str(kind), get_origin(field.annotation) is list) if kind else (None, False)
 
 
 def describe_fields(cls: type[Settings]) -> list[tuple[str, str, str, str]]:
@@ -262,14 +271,22 @@ def describe_fields(cls: type[Settings]) -> list[tuple[str, str, str, str]]:
         elif inspect.isclass(field.annotation) and get_origin(field.annotation) is None:
             kind_text = field.annotation.__name__
         else:
-            kind_text = str(field.annotation).replace("typing.", "")
+            kind_text = _readable(field.annotation)
         value = field.get_default(call_default_factory=True) if field.default_factory else field.default
         if value is PydanticUndefined:
             default = "required"
         else:
             default = str(value.as_dict() if isinstance(value, Chosen) else value)
+            default = "none" if value is None else default
         rows.append((name, kind_text, default, field.description or ""))
     return rows
+
+
+def _readable(annotation: Any) -> str:
+    """A type as a person says it: "padded or packed", "float or none"."""
+    words = re.sub(r"typing\.|<class '(\w+)'>", r"\1", str(annotation))
+    words = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace("'", "").replace(", ", " or "), words)
+    return words.replace("NoneType", "none").replace("None", "none").replace(" | ", " or ")
 
 
 def part_of(chosen: Chosen) -> Part:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unified.settings import Field, Settings, choice
+from unified.settings import Chosen, Field, Settings, choice
 
 if TYPE_CHECKING:
     from unified.models import Artifact
@@ -49,20 +49,20 @@ class ModelSettings(Settings):
 
     path: str | None = Field(None, description="a folder, relative to the recipe, or a hub id")
     new: dict[str, Any] | None = Field(None, description="a transformers configuration with model_type; random weights")
-    tokenizer: choice("dataset") | None = Field(None, description="for `new`: the dataset that makes the tokenizer")  # type: ignore[valid-type]
+    tokenizer: Chosen | None = choice("dataset", None, description="for `new`: the dataset that makes the tokenizer")
 
 
 class TermSettings(Settings):
     """One summand of a training stage: weight x (data source, reward, coefficient)."""
 
-    algorithm: choice("algorithm") = Field(description="the gradient coefficient of this term")  # type: ignore[valid-type]
+    algorithm: Chosen = choice("algorithm", description="the gradient coefficient of this term")
     weight: float = Field(1.0, description="factor on this term's coefficient")
     on: str = Field("all", description="rows it acts on: all, best, worst, or a column of the data that is not 0")
     aggregation: str | None = Field(None, description="normaliser of logp in place of the algorithm's own")
     constant_length: int | None = Field(None, ge=1, description="L of aggregation `constant`, in tokens")
-    data: choice("dataset") | None = Field(None, description="rows of its own; without, the stage's")  # type: ignore[valid-type]
-    source: choice("source") | None = Field(None, description="how its own rows get answers")  # type: ignore[valid-type]
-    reward: choice("reward") | None = Field(None, description="how its own answers are judged")  # type: ignore[valid-type]
+    data: Chosen | None = choice("dataset", None, description="rows of its own; without, the stage's")
+    source: Chosen | None = choice("source", None, description="how its own rows get answers")
+    reward: Chosen | None = choice("reward", None, description="how its own answers are judged")
     per_step: int | None = Field(None, ge=1, description="prompts of its own rows per optimiser step")
 
     @classmethod
@@ -83,8 +83,8 @@ class CriticSettings(Settings):
 class EvaluationSettings(Settings):
     """What is measured on held-out prompts, at the end of a stage and every `eval_steps`."""
 
-    data: choice("dataset") | None = Field(None, description="its held-out split is used; without, the stage's data")  # type: ignore[valid-type]
-    reward: choice("reward") | None = Field(None, description="judges sampled answers; none: only losses are measured")  # type: ignore[valid-type]
+    data: Chosen | None = choice("dataset", None, description="its held-out split is used; without, the stage's data")
+    reward: Chosen | None = choice("reward", None, description="judges sampled answers; none: only losses are measured")
     num_prompts: int = Field(64, ge=1, description="held-out prompts")
     samples: int = Field(1, ge=1, description="answers sampled per prompt")
     temperature: float = Field(1.0, ge=0, description="of sampling; 0 is greedy")
@@ -94,21 +94,21 @@ class EvaluationSettings(Settings):
 class TrainSettings(Settings):
     """A training stage: terms, data, and the optimiser. Names are those of transformers where it has one."""
 
-    algorithm: choice("algorithm") | None = Field(  # type: ignore[valid-type]
-        None, description="the one algorithm of this stage, in place of `terms`"
+    algorithm: Chosen | None = choice(
+        "algorithm", None, description="the one algorithm of this stage, in place of `terms`"
     )
     terms: list[TermSettings] = Field([], description="summands of the gradient; the first drives the steps")
     model: str = Field("base", description="what is trained: base (the recipe's model), stage:NAME, a path or hub id")
     reference: str = Field("input", description="the frozen reference: input (what the stage was handed), or a model")
     teacher: str | None = Field(None, description="the frozen teacher of distillation: stage:NAME, a path or hub id")
     critic: CriticSettings = Field(CriticSettings(), description="the value model, for algorithms with one")
-    data: choice("dataset") | None = Field(None, description="where rows come from: a dataset, or the path of a file")  # type: ignore[valid-type]
-    source: choice("source") | None = Field(None, description="how prompts get answers; without, the algorithm's own")  # type: ignore[valid-type]
-    reward: choice("reward") | None = Field(None, description="how answers are judged; without, the algorithm's own")  # type: ignore[valid-type]
-    engine: choice("engine") | None = Field(  # type: ignore[valid-type]
-        None, description="what samples answers; without, `transformers` in process"
+    data: Chosen | None = choice("dataset", None, description="where rows come from: a dataset, or the path of a file")
+    source: Chosen | None = choice("source", None, description="how prompts get answers; without, the algorithm's own")
+    reward: Chosen | None = choice("reward", None, description="how answers are judged; without, the algorithm's own")
+    engine: Chosen | None = choice(
+        "engine", None, description="what samples answers; without, `transformers` in process"
     )
-    filters: list[choice("filter")] = Field([], description="rules that drop groups before they are learned from")  # type: ignore[valid-type]
+    filters: list[Chosen] = choice("filter", [], description="rules that drop groups before they are learned from")
 
     refill: int = Field(0, ge=0, description="collections more, at most, to replace sampled groups that were dropped")
     ref_sync_steps: int | None = Field(None, ge=1, description="optimiser steps between renewals of the reference")

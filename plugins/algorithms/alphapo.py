@@ -7,7 +7,7 @@ Source: Gupta et al. 2025, arXiv:2501.03884.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
@@ -15,12 +15,8 @@ class AlphaPOSettings(PreferenceSettings):
     """What a recipe may set for AlphaPO: the family's settings with alpha 0.25 and those of SimPO."""
 
     beta: float = Field(2.5, gt=0, description="scale of the rewards")
-    margin: choice("margin") = Field(  # type: ignore[valid-type]
-        {"name": "length_normalised", "reference": False}, validate_default=True, description="what is compared"
-    )
-    transform: choice("transform") = Field(  # type: ignore[valid-type]
-        {"name": "f_alpha", "alpha": 0.25}, validate_default=True, description="shape of the reward"
-    )
+    margin: Chosen = choice("margin", {"name": "length_normalised", "reference": False}, description="what is compared")
+    transform: Chosen = choice("transform", {"name": "f_alpha", "alpha": 0.25}, description="shape of the reward")
     gap: float = Field(1.375, description="distance asked for, gamma of the paper")
 
 

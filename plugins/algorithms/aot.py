@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, Settings, choice, hookimpl, pairs
+from unified import Algorithm, Batch, Chosen, Field, Settings, choice, hookimpl, pairs
 from unified_plugins.algorithms.preference import compared, link_coefficient, link_value
 from unified_plugins.rules.margins import reference, reference_free
 from unified_plugins.rules.matching import look_up, partners
@@ -27,7 +27,7 @@ class AOTSettings(Settings):
     """What a recipe may set for AOT, paired and unpaired."""
 
     beta: float = Field(0.1, gt=0, description="scale of the log-ratios; larger stays nearer to the reference")
-    link: choice("link") = Field("sigmoid", validate_default=True, description="the loss of one matched pair")  # type: ignore[valid-type]
+    link: Chosen = choice("link", "sigmoid", description="the loss of one matched pair")
 
 
 def extremes(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

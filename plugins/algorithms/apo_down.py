@@ -7,16 +7,14 @@ Source: D'Oosterlinck et al. 2024, arXiv:2408.06266.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class APODownSettings(PreferenceSettings):
     """What a recipe may set for APO-down: the family's settings with its link."""
 
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        "anchored_down", validate_default=True, description="the loss of one comparison"
-    )
+    link: Chosen = choice("link", "anchored_down", description="the loss of one comparison")
 
 
 @hookimpl

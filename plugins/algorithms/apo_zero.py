@@ -8,16 +8,14 @@ Source: D'Oosterlinck et al. 2024, arXiv:2408.06266.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class APOZeroSettings(PreferenceSettings):
     """What a recipe may set for APO-zero: the family's settings with its link."""
 
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        "anchored_zero", validate_default=True, description="the loss of one comparison"
-    )
+    link: Chosen = choice("link", "anchored_zero", description="the loss of one comparison")
 
 
 @hookimpl

@@ -14,14 +14,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, choice, hookimpl
+from unified import Algorithm, Batch, Chosen, choice, hookimpl
 from unified_plugins.algorithms import unpaired as family
 
 
 class BCOSettings(family.UnpairedSettings):
     """What a recipe may set for BCO: the family's settings with its link."""
 
-    link: choice("link") = Field("sigmoid", validate_default=True, description="the loss of one answer")  # type: ignore[valid-type]
+    link: Chosen = choice("link", "sigmoid", description="the loss of one answer")
 
 
 def initial_state() -> dict[str, float]:

@@ -7,14 +7,14 @@ arXiv:2510.13786; no lower bound and no reference, as in both.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class CISPOSettings(PolicyGradientSettings):
     """What a recipe may set for CISPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field("clipped_weight", validate_default=True, description="weight of log p, capped")  # type: ignore[valid-type]
+    ratio: Chosen = choice("ratio", "clipped_weight", description="weight of log p, capped")
 
 
 @hookimpl

@@ -7,16 +7,14 @@ Source: Cui et al. 2025, arXiv:2505.22617.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class ClipCovAlgorithmSettings(PolicyGradientSettings):
     """What a recipe may set for Clip-Cov: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "clip_cov", validate_default=True, description="clip, and the tokens of high covariance"
-    )
+    ratio: Chosen = choice("ratio", "clip_cov", description="clip, and the tokens of high covariance")
 
 
 @hookimpl

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.preference_and_imitation import ImitatingSettings, preference_and_imitation
 
 
 class CPOSettings(ImitatingSettings):
     """What a recipe may set for CPO: the family's settings with the paper's defaults."""
 
-    margin: choice("margin") = Field(  # type: ignore[valid-type]
-        "reference_free", validate_default=True, description="what is compared"
-    )
+    margin: Chosen = choice("margin", "reference_free", description="what is compared")
     nll: Literal["sum", "mean"] = Field("sum", description="over the tokens of that answer")
 
 

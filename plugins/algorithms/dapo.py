@@ -7,16 +7,14 @@ Source: Yu et al. 2025, arXiv:2503.14476, eq. 8; the bounds: its section 4.1.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class DAPOSettings(PolicyGradientSettings):
     """What a recipe may set for DAPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        {"name": "clip", "low": 0.2, "high": 0.28}, validate_default=True, description="clip-higher"
-    )
+    ratio: Chosen = choice("ratio", {"name": "clip", "low": 0.2, "high": 0.28}, description="clip-higher")
 
 
 @hookimpl

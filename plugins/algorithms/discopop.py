@@ -7,16 +7,14 @@ Source: Lu et al. 2024, arXiv:2406.08414 (tau 0.05).
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class DiscoPOPSettings(PreferenceSettings):
     """What a recipe may set for DiscoPOP: the family's settings with its link."""
 
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        {"name": "modulated", "tau": 0.05}, validate_default=True, description="the loss of one comparison"
-    )
+    link: Chosen = choice("link", {"name": "modulated", "tau": 0.05}, description="the loss of one comparison")
 
 
 @hookimpl

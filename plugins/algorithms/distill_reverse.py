@@ -7,14 +7,14 @@ Source: Agarwal et al. 2023, arXiv:2306.13649, section 3 (on-policy, reverse KL)
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.distillation import DistillationSettings, distillation
 
 
 class DistillReverseSettings(DistillationSettings):
     """What a recipe may set for reverse distillation: the family's settings with reverse KL."""
 
-    divergence: choice("divergence") = Field("reverse_kl", validate_default=True, description="what is made small")  # type: ignore[valid-type]
+    divergence: Chosen = choice("divergence", "reverse_kl", description="what is made small")
 
 
 @hookimpl

@@ -14,14 +14,14 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, Settings, choice
+from unified import Algorithm, Batch, Chosen, Field, Settings, choice
 from unified_plugins.rules import apply, support
 
 
 class DistillationSettings(Settings):
     """What a recipe may set for every member of the family."""
 
-    divergence: choice("divergence") = Field("forward_kl", validate_default=True, description="what is made small")  # type: ignore[valid-type]
+    divergence: Chosen = choice("divergence", "forward_kl", description="what is made small")
     temperature: float = Field(1.0, gt=0, description="divides the logits of both, beside the temperature of sampling")
     support: Literal["all", "teacher", "student"] = Field(
         "all", description="tokens compared: all, or the top_k likeliest of the teacher or of the student"

@@ -7,7 +7,7 @@ Source: Lambert et al. 2024, arXiv:2411.15124, TULU 3 (beta 5 from table 20).
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
@@ -15,9 +15,7 @@ class DPONormSettings(PreferenceSettings):
     """What a recipe may set for length-normalised DPO: the family's settings with the paper's defaults."""
 
     beta: float = Field(5.0, gt=0, description="scale of the margin, per token")
-    margin: choice("margin") = Field(  # type: ignore[valid-type]
-        "length_normalised", validate_default=True, description="what is compared"
-    )
+    margin: Chosen = choice("margin", "length_normalised", description="what is compared")
 
 
 @hookimpl

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, Settings, choice, hookimpl
+from unified import Algorithm, Batch, Chosen, Field, Settings, choice, hookimpl
 from unified_plugins.algorithms import preference as family
 from unified_plugins.rules.listwise import ranking_coefficient, ranking_loss
 
@@ -19,7 +19,7 @@ class DPOPLSettings(Settings):
     """What a recipe may set for DPO on rankings."""
 
     beta: float = Field(0.1, gt=0, description="scale of the margin; larger stays nearer to the reference")
-    margin: choice("margin") = Field("reference", validate_default=True, description="what is compared")  # type: ignore[valid-type]
+    margin: Chosen = choice("margin", "reference", description="what is compared")
 
 
 def _scored(settings: DPOPLSettings) -> family.PreferenceSettings:

@@ -7,14 +7,14 @@ Source: Qi et al. 2026, arXiv:2602.04879, the binary total variation; no referen
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class DPPOSettings(PolicyGradientSettings):
     """What a recipe may set for DPPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field("probability_clip", validate_default=True, description="bound on probabilities")  # type: ignore[valid-type]
+    ratio: Chosen = choice("ratio", "probability_clip", description="bound on probabilities")
 
 
 @hookimpl

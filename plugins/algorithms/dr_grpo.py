@@ -6,15 +6,15 @@ Source: Liu et al. 2025, arXiv:2503.20783, section 3; no reference, as there.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class DrGRPOSettings(PolicyGradientSettings):
     """What a recipe may set for Dr. GRPO: the family's settings with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
-        {"name": "group", "std": "none"}, validate_default=True, description="reward less the mean of its prompt"
+    advantage: Chosen = choice(
+        "advantage", {"name": "group", "std": "none"}, description="reward less the mean of its prompt"
     )
     constant_length: int = Field(256, ge=1, description="L: the longest answer that may be sampled, in tokens")
 

@@ -7,16 +7,14 @@ Source: Ji et al. 2024, arXiv:2402.00856, EXO-pref, eq. 16.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class EXOSettings(PreferenceSettings):
     """What a recipe may set for EXO: the family's settings with its link."""
 
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        "label_kl", validate_default=True, description="the loss of one comparison"
-    )
+    link: Chosen = choice("link", "label_kl", description="the loss of one comparison")
 
 
 @hookimpl

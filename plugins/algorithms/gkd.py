@@ -7,16 +7,14 @@ Source: Agarwal et al. 2023, arXiv:2306.13649, algorithm 1; β 0.5 is TRL's defa
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.distillation import DistillationSettings, distillation
 
 
 class GKDSettings(DistillationSettings):
     """What a recipe may set for GKD: the family's settings with the paper's divergence."""
 
-    divergence: choice("divergence") = Field(  # type: ignore[valid-type]
-        {"name": "jsd", "beta": 0.5}, validate_default=True, description="what is made small"
-    )
+    divergence: Chosen = choice("divergence", {"name": "jsd", "beta": 0.5}, description="what is made small")
 
 
 @hookimpl

@@ -7,16 +7,14 @@ Source: Zhao et al. 2025, arXiv:2507.20673; bounds exp(-0.4) and exp(0.4), no re
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class GMPOSettings(PolicyGradientSettings):
     """What a recipe may set for GMPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "geometric_clip", validate_default=True, description="clip before the geometric mean"
-    )
+    ratio: Chosen = choice("ratio", "geometric_clip", description="clip before the geometric mean")
 
 
 @hookimpl

@@ -6,19 +6,17 @@ Source: Chu et al. 2025, arXiv:2504.02546; its factor for groups without spread 
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class GPGSettings(PolicyGradientSettings):
     """What a recipe may set for GPG: the family's settings with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
-        {"name": "group", "std": "none"}, validate_default=True, description="reward less the mean of its prompt"
+    advantage: Chosen = choice(
+        "advantage", {"name": "group", "std": "none"}, description="reward less the mean of its prompt"
     )
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )
+    ratio: Chosen = choice("ratio", "none", description="none: answers are of the policy as it is now")
 
 
 @hookimpl

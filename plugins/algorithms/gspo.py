@@ -7,14 +7,14 @@ Source: Zheng et al. 2025, arXiv:2507.18071, eq. 5; the bounds: its section 5.1;
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class GSPOSettings(PolicyGradientSettings):
     """What a recipe may set for GSPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field("sequence_clip", validate_default=True, description="clip on whole answers")  # type: ignore[valid-type]
+    ratio: Chosen = choice("ratio", "sequence_clip", description="clip on whole answers")
 
 
 @hookimpl

@@ -8,16 +8,14 @@ Source: Azar et al. 2023, arXiv:2310.12036, eq. 17.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class IPOSettings(PreferenceSettings):
     """What a recipe may set for IPO: the family's settings with the paper's defaults."""
 
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        "squared", validate_default=True, description="the loss of one comparison"
-    )
+    link: Chosen = choice("link", "squared", description="the loss of one comparison")
 
 
 @hookimpl

@@ -7,14 +7,14 @@ Source: Cui et al. 2025, arXiv:2505.22617.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class KLCovAlgorithmSettings(PolicyGradientSettings):
     """What a recipe may set for KL-Cov: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field("kl_cov", validate_default=True, description="penalty on tokens of high covariance")  # type: ignore[valid-type]
+    ratio: Chosen = choice("ratio", "kl_cov", description="penalty on tokens of high covariance")
 
 
 @hookimpl

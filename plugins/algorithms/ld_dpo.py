@@ -7,16 +7,14 @@ Source: Liu et al. 2024, arXiv:2409.06411.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class LDDPOSettings(PreferenceSettings):
     """What a recipe may set for LD-DPO: the family's settings with its margin."""
 
-    margin: choice("margin") = Field(  # type: ignore[valid-type]
-        {"name": "length_desensitised", "alpha": 0.5}, validate_default=True, description="what is compared"
-    )
+    margin: Chosen = choice("margin", {"name": "length_desensitised", "alpha": 0.5}, description="what is compared")
 
 
 @hookimpl

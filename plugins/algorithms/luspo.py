@@ -6,14 +6,14 @@ Source: Liu et al. 2026, arXiv:2602.05261.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class LUSPOSettings(PolicyGradientSettings):
     """What a recipe may set for LUSPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field("sequence_clip", validate_default=True, description="clip on whole answers")  # type: ignore[valid-type]
+    ratio: Chosen = choice("ratio", "sequence_clip", description="clip on whole answers")
 
 
 @hookimpl

@@ -14,19 +14,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, choice, hookimpl
+from unified import Algorithm, Batch, Chosen, choice, hookimpl
 from unified_plugins.algorithms import distillation, policy_gradient
 
 
 class MiniLLMSettings(policy_gradient.PolicyGradientSettings, distillation.DistillationSettings):
     """What a recipe may set for MiniLLM: the settings of both families."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+    advantage: Chosen = choice(
+        "advantage",
         {"name": "teacher", "gamma": 1.0, "normalise": True, "own": False},
-        validate_default=True,
         description="how much likelier the teacher finds what follows a token",
     )
-    divergence: choice("divergence") = Field("reverse_kl", validate_default=True, description="of each token")  # type: ignore[valid-type]
+    divergence: Chosen = choice("divergence", "reverse_kl", description="of each token")
 
 
 def coefficient(
@@ -60,6 +60,15 @@ def aggregation(settings: MiniLLMSettings) -> dict[str, str]:
 def unified_algorithms() -> list[Algorithm]:
     """Offer MiniLLM to recipes as `algorithm: minillm`."""
     preset = policy_gradient.policy_gradient("minillm", MiniLLMSettings, how="token", answers=1)
-    exact = {"distribution": distillation.distribution, "top_k": distillation.top_k}
-    own = {"coefficient": coefficient, "loss": loss, "metrics": metrics, "aggregation": aggregation}
-    return [replace(preset, **exact, **own, reward="constant")]
+    return [
+        replace(
+            preset,
+            distribution=distillation.distribution,
+            top_k=distillation.top_k,
+            coefficient=coefficient,
+            loss=loss,
+            metrics=metrics,
+            aggregation=aggregation,
+            reward="constant",
+        )
+    ]

@@ -8,16 +8,14 @@ Source: Chen et al. 2024, arXiv:2402.05369.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class NCASettings(PreferenceSettings):
     """What a recipe may set for NCA: the family's settings with its link."""
 
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        "noise_contrastive", validate_default=True, description="the loss of one comparison"
-    )
+    link: Chosen = choice("link", "noise_contrastive", description="the loss of one comparison")
 
 
 @hookimpl

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class OnPolicyDistillationSettings(PolicyGradientSettings):
     """What a recipe may set: the policy-gradient family's settings with the teacher's advantage and no ratio."""
 
-    advantage: choice("advantage") = Field("teacher", validate_default=True, description="how a token is judged")  # type: ignore[valid-type]
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "none", validate_default=True, description="trust region around the policy that sampled"
-    )
+    advantage: Chosen = choice("advantage", "teacher", description="how a token is judged")
+    ratio: Chosen = choice("ratio", "none", description="trust region around the policy that sampled")
 
 
 @hookimpl

@@ -6,19 +6,15 @@ Source: Hao et al. 2025, arXiv:2505.23585; neither clip, nor KL, nor entropy bon
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class OPOSettings(PolicyGradientSettings):
     """What a recipe may set for OPO: the family's settings with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
-        "length_weighted", validate_default=True, description="reward less the mean by length"
-    )
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )
+    advantage: Chosen = choice("advantage", "length_weighted", description="reward less the mean by length")
+    ratio: Chosen = choice("ratio", "none", description="none: answers are of the policy as it is now")
 
 
 @hookimpl

@@ -8,7 +8,7 @@ Source: Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7 (lambda 0.1). TRL's imit
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.preference_and_imitation import ImitatingSettings, preference_and_imitation
 
 
@@ -16,9 +16,7 @@ class ORPOSettings(ImitatingSettings):
     """What a recipe may set for ORPO: the family's settings with the paper's defaults."""
 
     beta: float = Field(1.0, gt=0, description="scale of the log odds ratio")
-    margin: choice("margin") = Field(  # type: ignore[valid-type]
-        "log_odds", validate_default=True, description="what is compared"
-    )
+    margin: Chosen = choice("margin", "log_odds", description="what is compared")
     comparison_weight: float = Field(0.1, ge=0, description="factor on the odds ratio, lambda of the paper")
 
 

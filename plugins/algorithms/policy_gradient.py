@@ -15,7 +15,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, Settings, choice
+from unified import Algorithm, Batch, Chosen, Field, Settings, choice
 from unified_plugins.rules import apply
 from unified_plugins.rules.entropy import adapt_entropy
 from unified_plugins.rules.kl import adapt_weight
@@ -26,16 +26,12 @@ class PolicyGradientSettings(Settings):
 
     critic: ClassVar[bool] = False  # whether the algorithm trains one, so that an advantage may look at it
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
-        "group", validate_default=True, description="how much better an answer or token was than expected"
+    advantage: Chosen = choice("advantage", "group", description="how much better an answer or token was than expected")
+    ratio: Chosen = choice("ratio", "clip", description="trust region on policy over the policy that sampled")
+    factors: list[Chosen] = choice(
+        "factor", [], description="numbers that multiply the push of a token: corrections, and what is left out"
     )
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "clip", validate_default=True, description="trust region on policy over the policy that sampled"
-    )
-    factors: list[choice("factor")] = Field(  # type: ignore[valid-type]
-        [], description="numbers that multiply the push of a token: corrections, and what is left out"
-    )
-    kl: choice("kl") = Field("k3", validate_default=True, description="estimate of KL(policy, reference)")  # type: ignore[valid-type]
+    kl: Chosen = choice("kl", "k3", description="estimate of KL(policy, reference)")
     kl_weight: float = Field(0.0, ge=0, description="weight of that estimate; 0: no reference is needed")
     kl_place: Literal["reward", "advantage", "loss"] = Field("loss", description="where the KL enters")
     kl_target: float | None = Field(None, gt=0, description="adapt kl_weight towards this KL, in nats per token")

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, UserError, choice, hookimpl
+from unified import Algorithm, Batch, Chosen, Field, UserError, choice, hookimpl
 from unified_plugins.algorithms import policy_gradient as family
 from unified_plugins.rules.value_loss import value_clipped, value_coefficient, value_loss
 
@@ -26,12 +26,12 @@ class PPOSettings(family.PolicyGradientSettings):
 
     critic: ClassVar[bool] = True
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+    advantage: Chosen = choice(
+        "advantage",
         {"name": "gae", "gamma": 1.0, "lam": 0.95, "whiten": True},
-        validate_default=True,
         description="how much better a token was than the critic expected; the rule must give returns",
     )
-    kl: choice("kl") = Field("k1", validate_default=True, description="estimate of KL(policy, reference)")  # type: ignore[valid-type]
+    kl: Chosen = choice("kl", "k1", description="estimate of KL(policy, reference)")
     kl_weight: float = Field(0.05, ge=0, description="weight of that estimate; 0: no reference is needed")
     kl_place: Literal["reward", "advantage", "loss"] = Field("reward", description="where the KL enters")
     value_weight: float = Field(0.5, gt=0, description="weight of the critic's squared error")

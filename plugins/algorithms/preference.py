@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, Pairs, Settings, choice, pairs
+from unified import Algorithm, Batch, Chosen, Field, Pairs, Settings, choice, pairs
 from unified_plugins.rules import apply
 
 
@@ -22,11 +22,9 @@ class PreferenceSettings(Settings):
     """What a recipe may set for every member of the family."""
 
     beta: float = Field(0.1, gt=0, description="scale of the margin; larger stays nearer to the reference")
-    margin: choice("margin") = Field("reference", validate_default=True, description="what is compared")  # type: ignore[valid-type]
-    transform: choice("transform") = Field(  # type: ignore[valid-type]
-        "f_reverse_kl", validate_default=True, description="the score as a function of what is compared"
-    )
-    link: choice("link") = Field("sigmoid", validate_default=True, description="the loss of one comparison")  # type: ignore[valid-type]
+    margin: Chosen = choice("margin", "reference", description="what is compared")
+    transform: Chosen = choice("transform", "f_reverse_kl", description="the score as a function of what is compared")
+    link: Chosen = choice("link", "sigmoid", description="the loss of one comparison")
     gap: float = Field(0.0, description="distance asked for, taken off the scaled margin")
 
 

@@ -6,19 +6,15 @@ Source: Williams 1992, Simple Statistical Gradient-Following Algorithms.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class ReinforceSettings(PolicyGradientSettings):
     """What a recipe may set for REINFORCE: the family's settings with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
-        "monte_carlo", validate_default=True, description="the reward still to come"
-    )
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )
+    advantage: Chosen = choice("advantage", "monte_carlo", description="the reward still to come")
+    ratio: Chosen = choice("ratio", "none", description="none: answers are of the policy as it is now")
 
 
 @hookimpl

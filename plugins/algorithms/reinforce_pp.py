@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class ReinforcePlusPlusSettings(PolicyGradientSettings):
     """What a recipe may set for REINFORCE++: the family's settings with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+    advantage: Chosen = choice(
+        "advantage",
         {"name": "monte_carlo", "whiten": True, "whiten_std": "population"},
-        validate_default=True,
         description="reward still to come, whitened",
     )
-    kl: choice("kl") = Field("k1", validate_default=True, description="estimate of KL(policy, reference)")  # type: ignore[valid-type]
+    kl: Chosen = choice("kl", "k1", description="estimate of KL(policy, reference)")
     kl_weight: float = Field(0.01, ge=0, description="weight of that estimate; 0: no reference is needed")
     kl_place: Literal["reward", "advantage", "loss"] = Field("reward", description="where the KL enters")
 

@@ -7,19 +7,19 @@ Source: Hu et al. 2025, arXiv:2501.03262; the deviation is that of n, as in its 
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class ReinforcePlusPlusBaselineSettings(PolicyGradientSettings):
     """What a recipe may set for REINFORCE++ with a baseline: the family's settings with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+    advantage: Chosen = choice(
+        "advantage",
         {"name": "whitened", "of": {"name": "group", "std": "none"}, "over": "tokens", "std": "population"},
-        validate_default=True,
         description="reward less its prompt's mean, whitened",
     )
-    kl: choice("kl") = Field("k2", validate_default=True, description="estimate of KL(policy, reference)")  # type: ignore[valid-type]
+    kl: Chosen = choice("kl", "k2", description="estimate of KL(policy, reference)")
     kl_weight: float = Field(0.01, ge=0, description="weight of that estimate; 0: no reference is needed")
 
 

@@ -7,19 +7,15 @@ Source: Li et al. 2023, arXiv:2310.10505; without its KL in the reward, which is
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class ReMaxSettings(PolicyGradientSettings):
     """What a recipe may set for ReMax: the family's settings with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
-        "greedy", validate_default=True, description="reward less that of the greedy answer"
-    )
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )
+    advantage: Chosen = choice("advantage", "greedy", description="reward less that of the greedy answer")
+    ratio: Chosen = choice("ratio", "none", description="none: answers are of the policy as it is now")
 
 
 @hookimpl

@@ -12,14 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, Pairs, Settings, UserError, choice, hookimpl, pairs
+from unified import Algorithm, Batch, Chosen, Field, Pairs, Settings, UserError, choice, hookimpl, pairs
 from unified_plugins.algorithms.preference import link_coefficient, link_value
 
 
 class RewardModelSettings(Settings):
     """What a recipe may set for a reward model."""
 
-    link: choice("link") = Field("sigmoid", validate_default=True, description="the loss of one comparison")  # type: ignore[valid-type]
+    link: Chosen = choice("link", "sigmoid", description="the loss of one comparison")
     margin: str | None = Field(
         None, description="column of the data with the least distance, read at the better answer"
     )

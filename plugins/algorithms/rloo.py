@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class RLOOSettings(PolicyGradientSettings):
     """What a recipe may set for RLOO: the family's settings with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
-        "leave_one_out", validate_default=True, description="reward less the mean of the other answers"
-    )
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        "none", validate_default=True, description="none: answers are of the policy as it is now"
-    )
-    kl: choice("kl") = Field("k1", validate_default=True, description="estimate of KL(policy, reference)")  # type: ignore[valid-type]
+    advantage: Chosen = choice("advantage", "leave_one_out", description="reward less the mean of the other answers")
+    ratio: Chosen = choice("ratio", "none", description="none: answers are of the policy as it is now")
+    kl: Chosen = choice("kl", "k1", description="estimate of KL(policy, reference)")
     kl_weight: float = Field(0.03, ge=0, description="weight of that estimate; 0: no reference is needed")
     kl_place: Literal["reward", "advantage", "loss"] = Field("reward", description="where the KL enters")
 

@@ -8,16 +8,16 @@ Source: Chowdhury et al. 2024, arXiv:2403.00409.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class RobustDPOSettings(PreferenceSettings):
     """What a recipe may set for robust DPO: the family's settings with a tenth of the labels taken for flipped."""
 
-    link: choice("link") = Field(  # type: ignore[valid-type]
+    link: Chosen = choice(
+        "link",
         {"name": "sigmoid", "label_smoothing": 0.1, "robust": True},
-        validate_default=True,
         description="the loss of one comparison",
     )
 

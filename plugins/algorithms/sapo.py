@@ -7,14 +7,14 @@ Source: Gao et al. 2025, arXiv:2511.20347; no reference.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.policy_gradient import PolicyGradientSettings, policy_gradient
 
 
 class SAPOSettings(PolicyGradientSettings):
     """What a recipe may set for SAPO: the family's settings with the paper's defaults."""
 
-    ratio: choice("ratio") = Field("soft_gate", validate_default=True, description="gate that closes softly")  # type: ignore[valid-type]
+    ratio: Chosen = choice("ratio", "soft_gate", description="gate that closes softly")
 
 
 @hookimpl

@@ -7,7 +7,7 @@ Source: Meng et al. 2024, arXiv:2405.14734.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
@@ -15,9 +15,7 @@ class SimPOSettings(PreferenceSettings):
     """What a recipe may set for SimPO: the family's settings with values in use with the paper."""
 
     beta: float = Field(2.5, gt=0, description="scale of the mean log-probs")
-    margin: choice("margin") = Field(  # type: ignore[valid-type]
-        {"name": "length_normalised", "reference": False}, validate_default=True, description="what is compared"
-    )
+    margin: Chosen = choice("margin", {"name": "length_normalised", "reference": False}, description="what is compared")
     gap: float = Field(1.375, description="distance asked for, gamma of the paper")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.preference_and_imitation import ImitatingSettings, preference_and_imitation
 
 
@@ -18,12 +18,8 @@ class SLiCSettings(ImitatingSettings):
     """What a recipe may set for SLiC-HF: the family's settings with its margin and link."""
 
     beta: float = Field(1.0, gt=0, description="scale of the log-probabilities")
-    margin: choice("margin") = Field(  # type: ignore[valid-type]
-        "reference_free", validate_default=True, description="what is compared"
-    )
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        "hinge", validate_default=True, description="the loss of one comparison"
-    )
+    margin: Chosen = choice("margin", "reference_free", description="what is compared")
+    link: Chosen = choice("link", "hinge", description="the loss of one comparison")
     nll_weight: float = Field(0.1, ge=0, description="factor on -log p of the better answer")
     nll: Literal["sum", "mean"] = Field("sum", description="over the tokens of that answer")
 

@@ -7,16 +7,14 @@ Source: Wu et al. 2024, arXiv:2405.00675.
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, choice, hookimpl
 from unified_plugins.algorithms.preference import PreferenceSettings, preference
 
 
 class SPPOSettings(PreferenceSettings):
     """What a recipe may set for SPPO: the family's settings with its link."""
 
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        "squared_targets", validate_default=True, description="the loss of one comparison"
-    )
+    link: Chosen = choice("link", "squared_targets", description="the loss of one comparison")
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from unified import Algorithm, Batch, Field, Pairs, choice, hookimpl, pairs
+from unified import Algorithm, Batch, Chosen, Field, Pairs, choice, hookimpl, pairs
 from unified_plugins.algorithms import preference_and_imitation as family
 from unified_plugins.algorithms.preference import compared, scores
 
@@ -22,7 +22,7 @@ from unified_plugins.algorithms.preference import compared, scores
 class TPOSettings(family.ImitatingSettings):
     """What a recipe may set for TPO: the family's settings with its margin."""
 
-    margin: choice("margin") = Field("reference_free", validate_default=True, description="what is compared")  # type: ignore[valid-type]
+    margin: Chosen = choice("margin", "reference_free", description="what is compared")
     nll: Literal["sum", "mean"] = Field("sum", description="over the tokens of the gold answer")
 
 

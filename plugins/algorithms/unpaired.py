@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unified import Batch, Field, Settings, choice
+from unified import Batch, Chosen, Field, Settings, choice
 from unified_plugins.rules import apply
 
 
@@ -20,10 +20,8 @@ class UnpairedSettings(Settings):
     """What a recipe may set for every member of the family."""
 
     beta: float = Field(0.1, gt=0, description="scale of the margin; larger stays nearer to the reference")
-    margin: choice("margin") = Field("reference", validate_default=True, description="what is compared")  # type: ignore[valid-type]
-    link: choice("link") = Field(  # type: ignore[valid-type]
-        "probability", validate_default=True, description="the loss of one answer; a rule of the margin alone"
-    )
+    margin: Chosen = choice("margin", "reference", description="what is compared")
+    link: Chosen = choice("link", "probability", description="the loss of one answer; a rule of the margin alone")
     threshold: float = Field(0.5, description="an answer is desirable where its reward is over this")
     desirable_weight: float = Field(1.0, ge=0, description="factor on desirable answers")
     undesirable_weight: float = Field(1.0, ge=0, description="factor on the others")

@@ -8,21 +8,19 @@ Source: Yue et al. 2025, arXiv:2504.05118, section 4; lambda of the critic: Yuan
 
 from __future__ import annotations
 
-from unified import Algorithm, Field, choice, hookimpl
+from unified import Algorithm, Chosen, Field, choice, hookimpl
 from unified_plugins.algorithms.ppo import PPOSettings, with_critic
 
 
 class VAPOSettings(PPOSettings):
     """What a recipe may set for VAPO: those of PPO with the paper's defaults."""
 
-    advantage: choice("advantage") = Field(  # type: ignore[valid-type]
+    advantage: Chosen = choice(
+        "advantage",
         {"name": "gae", "gamma": 1.0, "value_lam": 1.0, "length_alpha": 0.05},
-        validate_default=True,
         description="how much better a token was than the critic expected; the rule must give returns",
     )
-    ratio: choice("ratio") = Field(  # type: ignore[valid-type]
-        {"name": "clip", "low": 0.2, "high": 0.28}, validate_default=True, description="clip-higher"
-    )
+    ratio: Chosen = choice("ratio", {"name": "clip", "low": 0.2, "high": 0.28}, description="clip-higher")
     kl_weight: float = Field(0.0, ge=0, description="weight of the KL estimate; 0: no reference is needed")
 
 

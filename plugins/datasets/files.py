@@ -33,7 +33,7 @@ class FilesSettings(Settings):
     """Where the rows are and how they are read."""
 
     path: str = Field(description="the file, relative to the recipe")
-    format: choice("format") | None = Field(None, description="how a row is read; auto or none: by its columns")  # type: ignore[valid-type]
+    format: Chosen | None = choice("format", None, description="how a row is read; auto or none: by its columns")
     columns: dict[str, str] = Field({}, description="names the format wants: the file's columns, {prompt: Question}")
     limit: int | None = Field(None, ge=1, description="only so many rows from the beginning of the file")
     held_out: float = Field(0.1, ge=0, description="rows never trained on: a share below 1, or a number of rows")

@@ -8,7 +8,7 @@ split of its own for them.
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from unified import Dataset, Field, Settings, UserError, choice, hookimpl
+from unified import Chosen, Dataset, Field, Settings, UserError, choice, hookimpl
 from unified_plugins.datasets.files import Rows, examples_of, split_rows
 
 
@@ -18,9 +18,11 @@ class HubSettings(Settings):
     id: str = Field(min_length=1, description="the dataset on the hub, OWNER/NAME")
     subset: str | None = Field(None, description="which of its configurations; without, the only one")
     split: str = Field("train", description="its split to train on; `train[:1000]` is the beginning of it")
-    held_out_split: str | None = Field(None, description="its split of held-out rows; then all of `split` is trained on")
+    held_out_split: str | None = Field(
+        None, description="its split of held-out rows; then all of `split` is trained on"
+    )
     revision: str | None = Field(None, description="commit, branch or tag of the dataset; without, the newest")
-    format: choice("format") | None = Field(None, description="how a row is read; auto or none: by its columns")  # type: ignore[valid-type]
+    format: Chosen | None = choice("format", None, description="how a row is read; auto or none: by its columns")
     columns: dict[str, str] = Field({}, description="names the format wants: the dataset's columns, {prompt: Question}")
     limit: int | None = Field(None, ge=1, description="only so many rows from the beginning")
     held_out: float = Field(0.1, ge=0, description="rows never trained on: a share below 1, or a number of rows")

@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic import model_validator
 
-from unified import Field, PromptGroup, Reward, Settings, choice, hookimpl
+from unified import Chosen, Field, PromptGroup, Reward, Settings, choice, hookimpl
 from unified_plugins.rewards._inner import Judged, inner_judge, inner_model
 
 
 class CutOffSettings(Settings):
     """What becomes of the reward of an answer that was cut off."""
 
-    of: choice("reward") = Field(description="the reward to shape")  # type: ignore[valid-type]
+    of: Chosen = choice("reward", description="the reward to shape")
     value: float | None = Field(None, description="stands in the place of the reward")
     factor: float | None = Field(None, ge=0, description="multiplies the reward")
 

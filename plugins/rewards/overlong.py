@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic import model_validator
 
-from unified import Answer, Field, PromptGroup, Reward, Settings, choice, hookimpl
+from unified import Answer, Chosen, Field, PromptGroup, Reward, Settings, choice, hookimpl
 from unified_plugins.rewards._inner import Judged, inner_judge, inner_model
 
 
 class OverlongSettings(Settings):
     """What is punished, and how hard."""
 
-    of: choice("reward") = Field(description="the reward to shape")  # type: ignore[valid-type]
+    of: Chosen = choice("reward", description="the reward to shape")
     max_tokens: int = Field(ge=1, description="the longest answer that may be sampled, in tokens")
     buffer: int = Field(ge=1, description="so many tokens before that the punishment begins")
     factor: float = Field(1.0, ge=0, description="punishment at the limit")

@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import model_validator
 
-from unified import Field, PromptGroup, Reward, Settings, choice, hookimpl
+from unified import Chosen, Field, PromptGroup, Reward, Settings, choice, hookimpl
 from unified_plugins.rewards._inner import Judged, inner_judge, inner_model
 
 
 class OneReward(Settings):
     """One of several rewards."""
 
-    reward: choice("reward") = Field(description="what judges")  # type: ignore[valid-type]
+    reward: Chosen = choice("reward", description="what judges")
     weight: float = Field(1.0, description="factor on it in the sum")
     column: str | None = Field(None, description="where it is kept by itself; without, the name of the reward")
 

@@ -18,7 +18,7 @@ from unified_plugins.rules.whitening import whiten
 class WhitenedSettings(Settings):
     """What may be set for a whitened advantage."""
 
-    of: choice("advantage") = Field("group", validate_default=True, description="the advantage to whiten")  # type: ignore[valid-type]
+    of: Chosen = choice("advantage", "group", description="the advantage to whiten")
     over: Literal["answers", "tokens"] = Field("answers", description="every answer counts once, or every token")
     std: Literal["sample", "population", "none"] = Field(
         "sample", description="divide by the deviation with n - 1, with n, or not at all"
@@ -29,7 +29,7 @@ class WhitenedSettings(Settings):
 class PerRewardSettings(Settings):
     """What may be set for the sum of advantages of several rewards."""
 
-    of: choice("advantage") = Field("group", validate_default=True, description="the advantage of each reward")  # type: ignore[valid-type]
+    of: Chosen = choice("advantage", "group", description="the advantage of each reward")
     rewards: dict[str, float] = Field({}, description="column of each reward, and the weight of its advantage")
 
 

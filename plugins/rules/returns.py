@@ -41,8 +41,10 @@ class GAESettings(ReturnSettings):
 class MonteCarloSettings(ReturnSettings):
     """What may be set for the rewards still to come."""
 
-    baseline: choice("advantage") | None = Field(  # type: ignore[valid-type]
-        None, description="this advantage of the outcome stands in the place of the reward; a KL in the reward follows"
+    baseline: Chosen | None = choice(
+        "advantage",
+        None,
+        description="this advantage of the outcome stands in the place of the reward; a KL in the reward follows",
     )
 
 

@@ -43,19 +43,19 @@ class EvaluateSettings(Settings):
     """What a measuring stage may set."""
 
     model: str = Field("base", description="what is measured: base (the recipe's model), stage:NAME, a path or hub id")
-    data: choice("dataset") = Field(description="rows that it is measured on")  # type: ignore[valid-type]
+    data: Chosen = choice("dataset", description="rows that it is measured on")
     split: Literal["held_out", "train"] = Field("held_out", description="which of the rows")
     num_prompts: int | None = Field(None, ge=1, description="only so many, from the beginning; without, all")
-    reward: choice("reward") | None = Field(None, description="judges sampled answers; none: nothing is sampled")  # type: ignore[valid-type]
-    rewards: list[choice("reward")] = Field([], description="further rewards, each measured as eval/reward/NAME")  # type: ignore[valid-type]
+    reward: Chosen | None = choice("reward", None, description="judges sampled answers; none: nothing is sampled")
+    rewards: list[Chosen] = choice("reward", [], description="further rewards, each measured as eval/reward/NAME")
     samples: int = Field(1, ge=1, description="answers sampled per prompt")
     temperature: float = Field(1.0, ge=0, description="of sampling; 0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps all")
     max_tokens: int = Field(256, ge=1, description="longest sampled answer, in tokens")
-    source: choice("source") | None = Field(  # type: ignore[valid-type]
-        None, description="another way to get answers, in place of the four settings before"
+    source: Chosen | None = choice(
+        "source", None, description="another way to get answers, in place of the four settings before"
     )
-    engine: choice("engine") | None = Field(None, description="what samples; without, `transformers` in process")  # type: ignore[valid-type]
+    engine: Chosen | None = choice("engine", None, description="what samples; without, `transformers` in process")
     pass_at: list[int] = Field([], description="k of pass@k, each at most `samples`: a right answer among k")
     correct_at: float | None = Field(
         None, description="lowest reward of a right answer; without, rewards must be 0 or 1"

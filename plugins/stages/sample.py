@@ -44,14 +44,16 @@ class SampleSettings(Settings):
     """What a sampling stage may set."""
 
     model: str = Field("base", description="what answers: base (the recipe's model), stage:NAME, a path or hub id")
-    data: choice("dataset") = Field(description="where prompts come from: a dataset, or the path of a file")  # type: ignore[valid-type]
-    source: choice("source") | None = Field(  # type: ignore[valid-type]
-        None, description="how they are answered; without a name, `rollouts`: {group_size: 8, temperature: 1.0, ...}"
+    data: Chosen = choice("dataset", description="where prompts come from: a dataset, or the path of a file")
+    source: Chosen | None = choice(
+        "source",
+        None,
+        description="how they are answered; without a name, `rollouts`: {group_size: 8, temperature: 1.0, ...}",
     )
-    reward: choice("reward") | None = Field(None, description="how answers are judged; needed where `select` compares")  # type: ignore[valid-type]
-    engine: choice("engine") | None = Field(None, description="what samples; without, `transformers` in process")  # type: ignore[valid-type]
-    filters: list[choice("filter")] = Field([], description="rules that drop groups before the selection")  # type: ignore[valid-type]
-    select: choice("selection") | None = Field(None, description="which answers are kept; without, all")  # type: ignore[valid-type]
+    reward: Chosen | None = choice("reward", None, description="how answers are judged; needed where `select` compares")
+    engine: Chosen | None = choice("engine", None, description="what samples; without, `transformers` in process")
+    filters: list[Chosen] = choice("filter", [], description="rules that drop groups before the selection")
+    select: Chosen | None = choice("selection", None, description="which answers are kept; without, all")
     limit: int | None = Field(None, ge=1, description="answers kept per prompt, at most: those of the highest reward")
     distinct: bool = Field(
         False, description="of answers to one prompt that read the same, only the first is looked at"
@@ -59,8 +61,10 @@ class SampleSettings(Settings):
     unfinished: Literal["drop", "keep"] = Field(
         "drop", description="answers cut off at max_tokens: dropped, or kept as if they ended there"
     )
-    keep: list[choice("dataset")] = Field(  # type: ignore[valid-type]
-        [], description="rows that are added as they are: [stage:NAME, ...] for the samples of earlier rounds"
+    keep: list[Chosen] = choice(
+        "dataset",
+        [],
+        description="rows that are added as they are: [stage:NAME, ...] for the samples of earlier rounds",
     )
     num_prompts: int | None = Field(None, ge=1, description="only so many prompts, from the beginning of the data")
     held_out: int = Field(64, ge=0, description="held-out prompts answered likewise, for later stages to measure on")

@@ -307,7 +307,7 @@ def test_a_renewed_reference_is_the_policy_and_what_was_kept_of_the_old_one_is_f
     settings = train_settings(
         algorithm="prefer", data="letters", learning_rate=1e-2, max_steps=4, batch_size=8, ref_sync_steps=2
     )
-    run, _ = train(stage(tmp_path, {"base": tiny_policy()}), settings)
+    train(stage(tmp_path, {"base": tiny_policy()}), settings)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     ln2 = pytest.approx(math.log(2), abs=1e-5)
     assert rows[0]["loss"] == ln2

@@ -89,7 +89,10 @@ def test_a_scalar_model_learns_to_tell_the_better_answer(tmp_path: Path, data: d
     ("algorithm", "further"),
     [
         ({"name": "grpo", "kl_weight": 0.1}, {"learning_rate": 3e-4, "max_steps": 25}),
-        ({"name": "ppo", "kl_weight": 0.02}, {"learning_rate": {"policy": 3e-4, "critic": 1e-3}, "max_steps": 40, "inner_epochs": 2}),
+        (
+            {"name": "ppo", "kl_weight": 0.02},
+            {"learning_rate": {"policy": 3e-4, "critic": 1e-3}, "max_steps": 40, "inner_epochs": 2},
+        ),
     ],
     ids=["grpo", "ppo"],
 )  # fmt: skip
