@@ -228,9 +228,16 @@ def forward(run: Run, table: Table | None, index: Sequence[int], asks: Asks) -> 
     seen = visits(run, table, list(index), layout)
     try:
         out: dict[str, dict[str, Tensor]] = run.model(layout, asks, temperature, seen)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(run) from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(run) from error
+        raise
     return out
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device, or the machine itself (where torch has no error class of its own), had no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def out_of_memory(run: Run) -> UserError:

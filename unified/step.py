@@ -17,7 +17,7 @@ from unified.data import PromptGroup
 from unified.errors import PluginError, UserError
 from unified.layout import cut
 from unified.parts import SCORED
-from unified.run import Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
+from unified.run import Run, Table, forward, heads_without_gradient, is_out_of_memory, out_of_memory, tabulate
 from unified.stream import Sampler, Stream, seed_of
 from unified.teacher import score_teacher
 
@@ -262,8 +262,10 @@ def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) ->
     try:
         # wrappers average over processes; w is per step of all of them
         run.accelerator.backward(-surrogate * run.processes.count)
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(run) from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(run) from error
+        raise
     run.add("tokens", sum(work.table.costs[i] for i in index) if work else 0, 0.0)
 
 

@@ -152,7 +152,11 @@ def test_a_stage_on_labelled_rows_raises_the_good_answers_and_lowers_the_bad(tmp
     rows = tmp_path / "rows.jsonl"
     made = [{"prompt": p, "completion": "xyx" if p in "ab" else "yxyy", "label": p in "ab"} for p in "abcd"]
     rows.write_text("".join(json.dumps(row) + "\n" for row in made * 2))
-    written: dict[str, Any] = {"data": {"name": "files", "path": str(rows)}, "batch_size": 4, "learning_rate": 3e-3}
+    written: dict[str, Any] = {
+        "data": {"name": "files", "path": str(rows), "held_out": 0},
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+    }
     folder = tmp_path / "run"
     run, _ = train(stage(folder, {"base": tiny_policy()}), train_settings(algorithm=name, max_steps=6, **written))
     first, *_, last = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())

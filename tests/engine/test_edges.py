@@ -18,7 +18,7 @@ from tests.tools import (
     tiny_scalar,
     train_settings,
 )
-from unified import Answer, PromptGroup
+from unified import Answer, PromptGroup, UserError
 from unified.run import Run, score_answers, tabulate
 from unified.set_up import set_up
 from unified.step import count, optimise
@@ -149,3 +149,14 @@ def test_a_reward_on_text_of_a_tool_goes_to_the_token_before_it(tmp_path: Path) 
     batch = tabulate(run, run.streams[0], [PromptGroup([4], [answer, first])]).batch
     assert batch.reward.tolist() == [[1.5, 0.0, 2.25, 0.0], [0.0, 4.0, 0.0, 0.0]]
     assert batch.total_reward.tolist() == [answer.total_reward, first.total_reward]
+
+
+def test_out_of_memory_is_one_message_that_says_which_budget_to_lower(tmp_path: Path) -> None:
+    run = set_up(stage(tmp_path, {"base": tiny_policy()}), train_settings(algorithm="imitate", data="letters"))
+    trunk = run.roles.models["policy"].base_model
+    trunk.register_forward_hook(lambda *_: torch.empty(2**60))  # more than any machine has
+    with pytest.raises(UserError) as refused:
+        step_gradient(run, random_groups(2, 2))
+    said = str(refused.value)
+    assert "stage 'test': out of memory" in said
+    assert "lower `tokens_per_micro_batch` (now 8192)" in said
