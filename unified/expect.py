@@ -1,8 +1,8 @@
 """What a recipe says that its results must be: `expect`, a list of comparisons of numbers in the stages' summaries.
 
 expect:
-  - {stage: rl, than: sft, margin: se}      eval/reward of `rl` is above that of `sft` by more than two standard errors
-  - {stage: rm, metric: eval/accuracy, at_least: 0.9}
+  - {stage: after, than: before, margin: se}   eval/reward of `after` is above by more than two standard errors
+  - {stage: after, metric: eval/accuracy, at_least: 0.9}
 
 A standard error is `METRIC_se` where the stage measured one (over prompts), else `METRIC_std` / √(answers). A comparison
 counts only with 200 answers or prompts on either side.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import repeat
 from typing import Any
 
@@ -38,7 +39,7 @@ class Table:
     batch: Batch
     top: tuple[Tensor, Tensor] | None = None
 
-    @property
+    @cached_property
     def costs(self) -> list[int]:
         """Tokens of every row."""
         return [r.tokens for r in self.rows]

@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:/[0-9]+)?")
 class FinalAnswerSettings(Settings):
     """Where the answers stand, and what a wrong one is worth."""
 
-    column: str = Field("answer", description="column of the right answer, bare or marked in the same way")
+    column: str = Field("answer", description="column of the right answer, bare or marked; or of a list of right ones")
     pattern: str = Field(_MARKED, description="regular expression; its first group that matched is the final answer")
     right: float = Field(1.0, description="reward of the right answer")
     wrong_number: float = Field(0.0, description="of a wrong number, where the right answer is a number")
@@ -41,8 +41,9 @@ def judge(groups: list[PromptGroup], settings: FinalAnswerSettings) -> list[list
     out: list[list[float | None]] = []
     for group in groups:
         given = group.columns.get(settings.column)
-        wanted = None if given is None else _last(pattern, str(given)) or str(given)
-        out.append([None if wanted is None else _worth(pattern, a.text, wanted, settings) for a in group.answers])
+        right = given if isinstance(given, list) else [] if given is None else [given]
+        wanted = [_last(pattern, str(one)) or str(one) for one in right]
+        out.append([_worth(pattern, a.text, wanted, settings) if wanted else None for a in group.answers])
     return out
 
 
@@ -54,14 +55,20 @@ def _last(pattern: re.Pattern[str], text: str) -> str | None:
     return found
 
 
-def _worth(pattern: re.Pattern[str], text: str, wanted: str, settings: FinalAnswerSettings) -> float:
+def _worth(pattern: re.Pattern[str], text: str, wanted: list[str], settings: FinalAnswerSettings) -> float:
     found = _last(pattern, text)
     if found is None:
         return settings.wrong
+    if any(_same(found, one) for one in wanted):
+        return settings.right
+    numbers = _number(found) is not None and any(_number(one) is not None for one in wanted)
+    return settings.wrong_number if numbers else settings.wrong
+
+
+def _same(found: str, wanted: str) -> bool:
+    """Whether two final answers are the same number, or, where one of them is none, read the same."""
     ours, right = _number(found), _number(wanted)
-    if ours is not None and right is not None:
-        return settings.right if ours == right else settings.wrong_number
-    return settings.right if _plain(found) == _plain(wanted) else settings.wrong
+    return _plain(found) == _plain(wanted) if ours is None or right is None else ours == right
 
 
 def _plain(text: str) -> str:

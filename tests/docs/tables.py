@@ -3,6 +3,7 @@
 A table stands between `<!-- table: WHAT -->` and `<!-- end -->`, with WHAT one of
     settings recipe | settings recipe FIELD           the keys of a recipe file, or those nested in one of them
     settings block | settings block FIELD             those of a block of stages
+    settings expectation                              those of an entry of `expect`
     settings KIND NAME | settings KIND NAME FIELD     the settings of a part, or those nested in one of them
     parts KIND                                        the built-in parts of a kind, with their settings
     rules                                             for every kind of rule what it may name, as its plugin says, and
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.docs.snippets import PAGES
+from unified.expect import Expectation
 from unified.parts import KINDS
 from unified.recipe import RecipeFile
 from unified.registry import catalogue
@@ -91,8 +93,9 @@ def made(what: str) -> str:
         return rules()
     if words[0] == "parts":
         return parts_table(words[1])
-    if words[:2] in (["settings", "recipe"], ["settings", "block"]):
-        cls: Any = RecipeFile if words[1] == "recipe" else BlockSettings
+    named = {"recipe": RecipeFile, "block": BlockSettings, "expectation": Expectation}
+    if words[1] in named:
+        cls: Any = named[words[1]]
         rest = words[2:]
     else:
         cls, rest = catalogue().get(words[1], words[2]).settings, words[3:]

@@ -1,0 +1,36 @@
+"""Self-play: the answer of the row against one of the policy's."""
+
+from __future__ import annotations
+
+import pytest
+
+from unified import Answer, PromptGroup, Sampling, UserError, call_named
+from unified.settings import choose
+
+
+def _sample(prompts: list[PromptGroup], n: int, sampling: Sampling) -> list[list[Answer]]:
+    assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.5, 0.9, 7)
+    return [[Answer([9], f"own {i}") for i in range(n)] for _ in prompts]
+
+
+def _collect(groups: list[PromptGroup]) -> list[PromptGroup]:
+    written = {"name": "self_play", "group_size": 2, "temperature": 0.5, "top_p": 0.9, "max_tokens": 7}
+    chosen, problems = choose("source", written)
+    assert chosen is not None, problems
+    found: list[PromptGroup] = call_named(
+        chosen.part.collect, prompts=groups, settings=chosen.settings, sample=_sample, seed=0
+    )
+    return found
+
+
+def test_the_best_answer_of_the_row_wins_over_all_that_are_sampled() -> None:
+    rows = [Answer([1], "worse", reward=0.2), Answer([2], "better", reward=0.7)]
+    (group,) = _collect([PromptGroup([0], rows, "p", {"c": 3}, key=5)])
+    assert [(a.text, a.reward) for a in group.answers] == [("better", 1.0), ("own 0", 0.0), ("own 1", 0.0)]
+    assert (group.prompt, group.text, group.columns, group.key) == ([0], "p", {"c": 3}, 5)
+    assert rows[1].reward == 0.7  # the row itself is left as it was
+
+
+def test_a_row_without_an_answer_is_refused_by_its_number() -> None:
+    with pytest.raises(UserError, match="row 4 has no answer"):
+        _collect([PromptGroup([0], [], key=4)])
