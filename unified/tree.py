@@ -156,7 +156,8 @@ def merge(base: Node, over: Node, *, is_part: bool = True) -> Node:
     """`over` laid on `base`: mappings merge key by key, anything else replaces.
 
     A mapping with another `name` chooses another part, so it replaces the old choice whole, as a stage of another `kind`
-    does; a mapping without a name laid on the bare name of a part keeps the name and adds settings. Entries of a list are reached by their number.
+    does; a mapping without a name laid on the bare name of a part keeps the name and adds settings. Entries of a list
+    are reached by their number.
     `is_part` False: these two mappings are no choice of a part, whatever their `name`.
     """
     if isinstance(base.value, dict) and isinstance(over.value, dict):
