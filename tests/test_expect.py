@@ -63,7 +63,8 @@ def test_lower_turns_the_comparison_around(tmp_path: Path) -> None:
 
 def test_bounds_need_no_other_stage(tmp_path: Path) -> None:
     found = findings(
-        tmp_path, "[{stage: rl, at_least: 0.8}, {stage: rl, at_least: 0.81}, {stage: rl, metric: eval/answers, at_most: 399}]"
+        tmp_path,
+        "[{stage: rl, at_least: 0.8}, {stage: rl, at_least: 0.81}, {stage: rl, metric: eval/answers, at_most: 399}]",
     )
     assert [f.held for f in found] == [True, False, False]
 

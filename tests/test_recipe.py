@@ -106,13 +106,6 @@ def test_mappings_merge_and_a_choice_of_another_part_replaces_the_old_one_whole(
     }
 
 
-def test_a_stage_of_another_kind_replaces_the_old_one_whole() -> None:
-    at = Place("x")
-    base = located({"s": {"kind": "melt", "heat": 3}, "t": {"heat": 3}}, at)
-    over = located({"s": {"kind": "train", "mark": 1}, "t": {"kind": "melt"}}, at)
-    assert merge(base, over).plain() == {"s": {"kind": "train", "mark": 1}, "t": {"heat": 3, "kind": "melt"}}
-
-
 def test_settings_laid_on_the_bare_name_of_a_part_keep_the_name() -> None:
     at = Place("x")
     merged = merge(located({"algorithm": "anneal", "model": "folder"}, at), located({"algorithm": {"degrees": 3}}, at))

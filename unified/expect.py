@@ -4,8 +4,8 @@ expect:
   - {stage: after, than: before, margin: se}   eval/reward of `after` is above by more than two standard errors
   - {stage: after, metric: eval/accuracy, at_least: 0.9}
 
-A standard error is `METRIC_se` where the stage measured one (over prompts), else `METRIC_std` / √(answers). A comparison
-counts only with 200 answers or prompts on either side.
+A standard error is `METRIC_se` where the stage measured one (over prompts), else `METRIC_std` / √(answers). A
+comparison counts only with 200 answers or prompts on either side.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def _compared(one: Expectation, ours: Mapping[str, Any], theirs: Mapping[str, An
     error = math.sqrt(sum(e * e for e in errors if e is not None))
     least = max(ERRORS * error, 0.0 if one.margin == "se" else float(one.margin))
     difference = (other if one.lower else ours[one.metric]) - (ours[one.metric] if one.lower else other)
-    return Finding(difference > least, f"{name} by {difference:.4g}, more than {least:.4g} (standard error {error:.4g})")
+    words = f"{name} by {difference:.4g}, more than {least:.4g} (standard error {error:.4g})"
+    return Finding(difference > least, words)
 
 
 def standard_error(summary: Mapping[str, Any], metric: str) -> float | None:

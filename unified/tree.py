@@ -155,16 +155,14 @@ class _Reader:
 def merge(base: Node, over: Node, *, is_part: bool = True) -> Node:
     """`over` laid on `base`: mappings merge key by key, anything else replaces.
 
-    A mapping with another `name` chooses another part, so it replaces the old choice whole, as a stage of another `kind`
-    does; a mapping without a name laid on the bare name of a part keeps the name and adds settings. Entries of a list
-    are reached by their number.
+    A mapping with another `name` chooses another part, so it replaces the old choice whole; a mapping without a name
+    laid on the bare name of a part keeps the name and adds settings. Entries of a list are reached by their number.
     `is_part` False: these two mappings are no choice of a part, whatever their `name`.
     """
     if isinstance(base.value, dict) and isinstance(over.value, dict):
-        for key in ("name", "kind"):
-            ours, theirs = base.get(key), over.get(key)
-            if is_part and ours and theirs and ours.plain() != theirs.plain():
-                return over
+        names = (base.get("name"), over.get("name"))
+        if is_part and names[0] and names[1] and names[0].plain() != names[1].plain():
+            return over
         merged = dict(base.value)
         for key, node in over.value.items():
             merged[key] = merge(merged[key], node) if key in merged else node

@@ -86,7 +86,7 @@ def test_a_check_fetches_nothing_and_says_what_it_could_not_verify(tmp_path: Pat
         "stages:\n"
         "  one: {algorithm: sft, max_length: 100, evaluation: {reward: null}}\n"
         "  two: {model: stage:one, terms: [{algorithm: sft}, {algorithm: sft, data: {name: hub, id: other/text}}]}\n"
-        "  three: {algorithm: sft, model: stage:two, data: random_walks, evaluation: {data: {name: hub, id: last/one}}}\n"
+        "  three: {algorithm: sft, data: random_walks, evaluation: {data: {name: hub, id: last/one}}}\n"
     )
     plan = check_recipe(load_recipe(recipe))
     assert asked == []

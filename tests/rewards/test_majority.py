@@ -43,6 +43,6 @@ def test_a_probe_neither_votes_nor_wins() -> None:
 
 def test_a_pattern_that_is_none_is_refused() -> None:
     part = catalogue().get("reward", "majority")
-    assert parse(part.settings, {"pattern": "(" }, owner="reward")[1]
+    assert parse(part.settings, {"pattern": "("}, owner="reward")[1]
     with pytest.raises(ValueError, match="no regular expression"):
         part.settings(pattern="(")
