@@ -249,10 +249,12 @@ class _Check:
             return None
         if settings.path is not None and not local_path(settings.path, self.recipe.home).exists():
             return None  # a hub id: nothing is fetched by a check
-        from unified.models import base_tokenizer  # loads torch
+        from unified.models import base_context, base_tokenizer  # loads torch
 
         try:
-            return base_tokenizer(settings, self.recipe.home)
+            tokenizer = base_tokenizer(settings, self.recipe.home)
+            tokenizer.context = base_context(settings, self.recipe.home)  # rows must fit; see training.check_rows
+            return tokenizer
         except UserError as error:
             first, *hints = str(error).splitlines()
             problem = Problem(first, at, tuple(hint.strip() for hint in hints))

@@ -163,10 +163,21 @@ def set_dropout(model: nn.Module, p: float | None) -> None:
                 setattr(module, name, p or 0.0)
 
 
-def context_length(model: Any) -> int:
-    """Tokens that the model can hold, as its configuration says (1,000,000 where it does not)."""
+def base_context(settings: ModelSettings, home: Path) -> int:
+    """Tokens that a recipe's model will be able to hold, from its configuration; UserError where there is none."""
+    try:
+        if settings.path is not None:
+            return context_length(AutoConfig.from_pretrained(_resolve(settings.path, home)))
+        written = dict(settings.new or {})
+        return context_length(AutoConfig.for_model(written.pop("model_type", ""), **written))
+    except (OSError, ValueError, TypeError, StrictDataclassFieldValidationError) as error:
+        raise UserError(f"no configuration of a model: {_first_line(error)}") from error
+
+
+def context_length(config: Any) -> int:
+    """Tokens that a model can hold, as its configuration says (1,000,000 where it does not)."""
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(model.config, name, None)
+        value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return 1_000_000

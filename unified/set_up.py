@@ -69,7 +69,7 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
 
 def make_renderer(tokenizer: Any, models: dict[str, Any], max_length: int | None) -> Renderer:
     """Text to ids as the models of a stage can hold it: up to max_length tokens, or the shortest limit of a model."""
-    limit = max_length or min(context_length(m) for r, m in models.items() if not r.startswith("judge"))
+    limit = max_length or min(context_length(m.config) for r, m in models.items() if not r.startswith("judge"))
     ends = models["policy"].generation_config.eos_token_id if "policy" in models else None
     return Renderer(tokenizer, limit, [ends] if isinstance(ends, int) else ends or [])
 

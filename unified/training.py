@@ -244,7 +244,8 @@ def check_rows(
     """What is wrong with the rows of one split of a dataset; [] for one that is yet to be written, or fetched.
 
     path: of keys, where the problems are shown. needed: fewest answers of a row. reserve: tokens of a sampled answer.
-    The rows are rendered where tokenizer and max_length are known.
+    The rows are rendered where the tokenizer is known, and held against max_length or, without one, against the
+    model's context (the tokenizer's `context`, in tokens).
     """
     from unified.render import Renderer, render_rows
 
@@ -252,8 +253,9 @@ def check_rows(
         return []
     try:
         rows = call_named(data.part.open, settings=data.settings, split=split, seed=seed, folder=home)
-        if tokenizer is not None and max_length is not None:
-            renderer = Renderer(tokenizer, max_length)
+        limit = max_length or getattr(tokenizer, "context", None)
+        if tokenizer is not None and limit is not None:
+            renderer = Renderer(tokenizer, limit)
             render_rows(renderer, rows, needs_answers=needed, too_long=too_long, reserve=reserve)
         elif len(rows) == 0:
             return [Problem(f"dataset '{data.name}' has no rows ({split})", path)]

@@ -270,8 +270,8 @@ def test_the_model_of_a_recipe_is_read_beside_the_recipe(tmp_path: Path) -> None
 
 
 def test_the_length_of_context_is_what_the_configuration_says() -> None:
-    assert context_length(tiny_policy("llama").module) == 64
-    assert context_length(tiny_policy("gpt2").module) == 64
+    assert context_length(tiny_policy("llama").module.config) == 64
+    assert context_length(tiny_policy("gpt2").module.config) == 64
 
 
 # --- the value head on a policy's trunk ---
