@@ -1,6 +1,6 @@
-"""Self-play: the answer of the row against one that the policy gives to the same prompt; rewards 1 and 0.
+"""Self-play: the answer of the row against one that the policy gives to the same prompt; `reward: self_play` judges.
 
-The policy learns to tell its own answers from those of the data, until it cannot. With `reward: given` in a sampling
+The policy learns to tell its own answers from those of the data, until it cannot. In a sampling
 stage the opponent is the policy of the round before, frozen.
 Source: Chen et al. 2024, SPIN, arXiv:2401.01335, section 4.
 """
@@ -25,7 +25,7 @@ def collect(
     settings: SelfPlaySettings,
     sample: Callable[[list[PromptGroup], int, Sampling], list[list[Answer]]],
 ) -> list[PromptGroup]:
-    """The row's best answer with reward 1, and the sampled ones with reward 0. UserError for a row without answers."""
+    """The row's best answer, then the sampled ones, all yet to be judged. UserError for a row without answers."""
     for group in prompts:
         if not group.answers:
             raise UserError(f"row {group.key} has no answer to play against", "source 'self_play' needs rows with one")
@@ -33,7 +33,7 @@ def collect(
     out = []
     for group, theirs in zip(prompts, drawn, strict=True):
         best = max(group.answers, key=lambda answer: answer.total_reward or 0.0)
-        out.append(replace(group, answers=[replace(best, reward=1.0), *(replace(a, reward=0.0) for a in theirs)]))
+        out.append(replace(group, answers=[replace(best, reward=None), *theirs]))
     return out
 
 

@@ -10,7 +10,7 @@ from unified.settings import choose
 
 def _sample(prompts: list[PromptGroup], n: int, sampling: Sampling) -> list[list[Answer]]:
     assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (0.5, 0.9, 7)
-    return [[Answer([9], f"own {i}") for i in range(n)] for _ in prompts]
+    return [[Answer([9], f"own {i}", sampling_logp=[-1.0]) for i in range(n)] for _ in prompts]
 
 
 def _collect(groups: list[PromptGroup]) -> list[PromptGroup]:
@@ -26,7 +26,10 @@ def _collect(groups: list[PromptGroup]) -> list[PromptGroup]:
 def test_the_best_answer_of_the_row_wins_over_all_that_are_sampled() -> None:
     rows = [Answer([1], "worse", reward=0.2), Answer([2], "better", reward=0.7)]
     (group,) = _collect([PromptGroup([0], rows, "p", {"c": 3}, key=5)])
-    assert [(a.text, a.reward) for a in group.answers] == [("better", 1.0), ("own 0", 0.0), ("own 1", 0.0)]
+    assert [(a.text, a.reward) for a in group.answers] == [("better", None), ("own 0", None), ("own 1", None)]
+    reward, problems = choose("reward", "self_play")
+    assert reward is not None, problems
+    assert call_named(reward.part.judge, groups=[group]) == [[1.0, 0.0, 0.0]]
     assert (group.prompt, group.text, group.columns, group.key) == ([0], "p", {"c": 3}, 5)
     assert rows[1].reward == 0.7  # the row itself is left as it was
 
