@@ -261,7 +261,7 @@ def check_rows(
             return [Problem(f"dataset '{data.name}' has no rows ({split})", path)]
         elif any(len(r.answers) < needed for r in rows):
             bad = next(i for i, r in enumerate(rows) if len(r.answers) < needed)
-            return [Problem(f"row {bad} has {len(rows[bad].answers)} answers, but {needed} are needed", path)]
+            return [Problem(f"row {bad} has {len(rows[bad].answers)} answers, this stage needs {needed} or more", path)]
     except UserError as error:
         first, *hints = str(error).splitlines()
         return [Problem(first, path, tuple(h.strip() for h in hints))]

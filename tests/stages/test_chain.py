@@ -147,7 +147,7 @@ def test_a_dataset_of_a_stage_that_has_not_run_passes_the_check_and_is_told_in_t
         ),
         (
             "{kind: evaluate, data: {name: random_walks, view: prompts}, perplexity: true}",
-            "row 0 has 0 answers, but 1 are needed",
+            "row 0 has 0 answers, this stage needs 1 or more",
         ),
     ],
 )
