@@ -11,15 +11,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import CoreSchema, PydanticUndefined, core_schema
 
 from unified.errors import Problem, did_you_mean, unknown_name
-
-if TYPE_CHECKING:
-    from unified.parts import Part
 
 __all__ = ["Chosen", "Field", "Settings", "choice", "parse"]
 
@@ -287,9 +284,3 @@ def _readable(annotation: Any) -> str:
     words = re.sub(r"typing\.|<class '(\w+)'>", r"\1", str(annotation))
     words = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace("'", "").replace(", ", " or "), words)
     return words.replace("NoneType", "none").replace("None", "none").replace(" | ", " or ")
-
-
-def part_of(chosen: Chosen) -> Part:
-    """The part behind a choice, typed."""
-    part: Part = chosen.part
-    return part
