@@ -18,7 +18,7 @@ def judged(*groups: list[str], probes: int = 0, **settings: Any) -> list[list[fl
         PromptGroup([1], [Answer([1], text=t, probe=i >= len(texts) - probes) for i, t in enumerate(texts)])
         for texts in groups
     ]
-    found: list[list[float]] = call_named(part.judge, groups=made, settings=parsed, score=None)
+    found: list[list[float]] = call_named(part.judge, groups=made, settings=parsed, models={})
     return found
 
 

@@ -10,9 +10,9 @@ from unified import Answer, PromptGroup, call_named, catalogue
 from unified_plugins.datasets.random_walks import GraphSettings, graph
 
 
-def judge(name: str, groups: list[PromptGroup], score: Any = None, **settings: Any) -> Any:
+def judge(name: str, groups: list[PromptGroup], models: Any = None, **settings: Any) -> Any:
     part = catalogue().get("reward", name)
-    return call_named(part.judge, groups=groups, settings=part.settings(**settings), score=score)
+    return call_named(part.judge, groups=groups, settings=part.settings(**settings), models=models or {})
 
 
 def group(*texts: str, prompt: str = "", **columns: Any) -> PromptGroup:
@@ -26,10 +26,14 @@ def test_given_rewards_are_those_of_the_data_and_a_missing_one_stays_missing():
 
 def test_a_reward_model_is_scaled_then_shifted_and_named():
     part = catalogue().get("reward", "model")
-    scores = [[1.0, None, [1.0, 2.0]]]
-    judged = judge("model", [group("a", "b", "cd")], score=lambda groups: scores, model="stage:rm", scale=2, shift=-1)
-    assert judged == [[1.0, None, [1.0, 3.0]]]
-    assert part.model(part.settings(model="stage:rm")) == "stage:rm"
+
+    class Scores:
+        def score(self, groups: list[PromptGroup]) -> list[list[float | None]]:
+            return [[1.0, None]]
+
+    judged = judge("model", [group("a", "b")], {"stage:rm": Scores()}, model="stage:rm", scale=2, shift=-1)
+    assert judged == [[1.0, None]]
+    assert part.models(part.settings(model="stage:rm")) == {"stage:rm": "scalar"}
 
 
 def test_the_walks_of_the_data_are_worth_what_the_data_says():

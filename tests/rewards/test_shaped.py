@@ -14,7 +14,7 @@ def _judge(reward: dict[str, Any], answers: list[Answer]) -> list[Any]:
     chosen, problems = choose("reward", reward)
     assert chosen is not None, problems
     group = PromptGroup([0], answers)
-    (found,) = call_named(chosen.part.judge, groups=[group], settings=chosen.settings, score=None)
+    (found,) = call_named(chosen.part.judge, groups=[group], settings=chosen.settings, models={})
     return list(found)
 
 
@@ -61,6 +61,50 @@ def test_the_sum_is_missing_where_one_of_its_rewards_is() -> None:
     assert _judge({"name": "several", "rewards": rewards}, [_of_length(4, None)]) == [None]
 
 
+class _Score:
+    """A scalar model that gives every answer one number."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def score(self, groups: list[PromptGroup]) -> list[list[float]]:
+        return [[self.number] * len(group.answers) for group in groups]
+
+
+def _of_models(columns: dict[str, Any], combine: str = "gate", **gate: Any) -> Any:
+    """What safety 0.1 and help 0.7 become, as two models judge."""
+    rewards = [
+        {"reward": {"name": "model", "model": "stage:safe"}, "column": "safe", **gate},
+        {"reward": {"name": "model", "model": "stage:help"}, "column": "help"},
+    ]
+    chosen, problems = choose("reward", {"name": "several", "combine": combine, "rewards": rewards})
+    assert chosen is not None, problems
+    assert call_named(chosen.part.models, settings=chosen.settings) == {"stage:safe": "scalar", "stage:help": "scalar"}
+    models = {"stage:safe": _Score(0.1), "stage:help": _Score(0.7)}
+    group = PromptGroup([1], [_of_length(3)], columns=columns)
+    return call_named(chosen.part.judge, groups=[group], settings=chosen.settings, models=models)
+
+
+def test_two_reward_models_are_gated_by_safety() -> None:
+    assert _of_models({}, closed_below=0.15) == [[0.1]]  # 0.1 < 0.15: safety alone
+    assert _of_models({}, closed_below=0.05) == [[0.7]]  # the gate is open: helpfulness
+    assert _of_models({"unsafe": True}, closed_below=0.05, closed_by="unsafe") == [[0.1]]  # the prompt says so
+    assert _of_models({"unsafe": False}, closed_below=0.05, closed_by="unsafe") == [[0.7]]
+
+
+def test_a_product_holds_only_where_all_hold() -> None:
+    assert _of_models({}, "product") == [[pytest.approx(0.07)]]
+
+
+def test_lexicographic_order_asks_the_second_reward_only_where_the_first_is_drawn() -> None:
+    length = {"reward": {"name": "length", "target": 4, "width": 4}, "column": "short"}
+    written = {"name": "several", "combine": "lexicographic", "rewards": [{"reward": "given"}, length]}
+    answers = [_of_length(2, 1.0), _of_length(4, 1.0), _of_length(4, 0.0), _of_length(4, None)]
+    # (1, 0.5) beats one of two others, (1, 1) both, (0, 1) none; what was not judged is no other
+    assert _judge(written, answers) == [0.5, 1.0, 0.0, None]
+    assert _judge(written, [_of_length(4), _of_length(4)]) == [0.5, 0.5]
+
+
 @pytest.mark.parametrize(
     ("written", "said"),
     [
@@ -71,14 +115,16 @@ def test_the_sum_is_missing_where_one_of_its_rewards_is() -> None:
             "two rewards have the column 'given'",
         ),
         (
-            {
-                "name": "several",
-                "rewards": [
-                    {"reward": {"name": "model", "model": "a"}},
-                    {"reward": {"name": "model", "model": "b"}, "column": "b"},
-                ],
-            },
-            "only one of several rewards may be a model",
+            {"name": "several", "combine": "gate", "rewards": [{"reward": "given"}, {"reward": "majority"}]},
+            "every reward but the last needs `closed_below` or `closed_by`",
+        ),
+        (
+            {"name": "several", "combine": "product", "rewards": [{"reward": "given", "weight": 2}]},
+            "`weight` of 'given' has no meaning with combine: product",
+        ),
+        (
+            {"name": "several", "rewards": [{"reward": "given", "closed_below": 1}]},
+            "`closed_below` and `closed_by` of 'given' need combine: gate",
         ),
     ],
 )

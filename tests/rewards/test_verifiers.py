@@ -14,7 +14,7 @@ def _judge(reward: dict[str, Any], texts: list[str], **columns: Any) -> list[Any
     chosen, problems = choose("reward", reward)
     assert chosen is not None, problems
     group = PromptGroup([0], [Answer([5], text) for text in texts], columns=columns)
-    (found,) = call_named(chosen.part.judge, groups=[group], settings=chosen.settings, score=None)
+    (found,) = call_named(chosen.part.judge, groups=[group], settings=chosen.settings, models={})
     return list(found)
 
 
