@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from unified import Chosen, Dataset, Field, Settings, UserError, choice, hookimpl
-from unified_plugins.datasets.files import Rows, examples_of, split_rows
+from unified_plugins.datasets._examples import Converter, Rows, examples_of
+from unified_plugins.datasets._readers import Raw
+from unified_plugins.datasets._streaming import Streamed, Table
+from unified_plugins.datasets.files import split_rows
 
 
 class HubSettings(Settings):
@@ -27,8 +30,11 @@ class HubSettings(Settings):
     limit: int | None = Field(None, ge=1, description="only so many rows from the beginning")
     held_out: float = Field(0.1, ge=0, description="rows never trained on: a share below 1, or a number of rows")
     held_out_seed: int = Field(0, description="draws the held-out rows; the same for all stages")
-    bad_rows: Literal["refuse", "drop"] = Field(
-        "refuse", description="rows that do not fit: an error, or dropped and counted"
+    bad_rows: Literal["stop", "skip"] = Field(
+        "stop", description="rows that do not fit: an error, or left out and counted"
+    )
+    streaming: bool = Field(
+        False, description="rows stay on the disk, where they were fetched to, until they are needed"
     )
 
     @classmethod
@@ -37,7 +43,7 @@ class HubSettings(Settings):
         return {key: value for key, value in data.items() if (key, value) != ("format", "auto")}
 
 
-def open_hub(settings: HubSettings, split: str) -> Rows:
+def open_hub(settings: HubSettings, split: str) -> Rows | Streamed:
     """The rows of one split, in the order of the dataset; columns `file` (its id) and `row`, counted from 1.
 
     Raises UserError: a dataset that cannot be had, and all that `files` raises for rows that do not fit.
@@ -47,7 +53,7 @@ def open_hub(settings: HubSettings, split: str) -> Rows:
     return _fetched(settings, settings.split if split == "train" else settings.held_out_split)
 
 
-def _fetched(settings: HubSettings, split: str) -> Rows:
+def _fetched(settings: HubSettings, split: str) -> Rows | Streamed:
     from datasets import load_dataset
 
     try:
@@ -58,12 +64,14 @@ def _fetched(settings: HubSettings, split: str) -> Rows:
             f"dataset {settings.id} ({split}) cannot be had from the hub: {what[0]}",
             "without a network, keep its rows in a file: `data: rows.jsonl`",
         ) from error
-    return examples_of(settings, _numbered(table), settings.id)
+    if settings.streaming:
+        return Streamed([Table(settings.id, table)], Converter(settings, settings.id))
+    return examples_of(settings, _numbered(table, settings.id), settings.id)
 
 
-def _numbered(table: Any) -> Iterator[tuple[int, dict[str, Any]]]:
+def _numbered(table: Any, name: str) -> Iterator[Raw]:
     for number, row in enumerate(table, start=1):
-        yield number, dict(row)
+        yield Raw(name, number, dict(row))
 
 
 @hookimpl

@@ -12,7 +12,9 @@ is 0.75 (computed exactly, kept to 0.005; a plain draw gives 0.65 on average, fr
 is best.
 
 In preference rows half of the walks are spoiled by a mistake, worth 0 mostly: who learns from them what is good must
-also learn what is no walk at all, or the policy finds the ways that were never judged.
+also learn what is no walk at all, or the policy finds the ways that were never judged. Judged rows teach a policy to
+judge: the prompt is a walk, its start in front and </s> behind ("h d f a </s>"), the answer its optimality as a letter,
+"a" for 0 to "f" for 1 in fifths.
 
 Source: the shortest-path example of Chen et al. 2021, arXiv:2106.01345, introduction, with the optimality score of
 CarperAI trlx, examples/randomwalks. An answer must end at the goal: what a walk does behind it has no edge to stand on.
@@ -49,15 +51,16 @@ class GraphSettings(Settings):
 class RandomWalksSettings(GraphSettings):
     """Which rows are made from walks."""
 
-    view: Literal["walks", "pairs", "ranked", "prompts"] = Field(
+    view: Literal["walks", "pairs", "ranked", "judged", "prompts"] = Field(
         "walks",
-        description="walks: one answer; pairs: a better and a worse; ranked: `answers`, best first; prompts: starts",
+        description="walks: one answer; pairs: a better and a worse; ranked: `answers`, best first; judged: walks as "
+        "prompts, a letter for their worth as the answer; prompts: starts",
     )
-    rows: int = Field(1000, ge=1, description="training rows of walks, pairs and ranked")
-    held_out_rows: int = Field(200, ge=1, description="held-out rows of walks, pairs and ranked")
+    rows: int = Field(1000, ge=1, description="training rows of all views but prompts")
+    held_out_rows: int = Field(200, ge=1, description="held-out rows of all views but prompts")
     answers: int = Field(4, ge=2, description="answers of a ranked row")
     mistakes: float = Field(
-        0.5, ge=0, lt=1, description="share of the walks of pairs and ranked rows that are spoiled by one mistake"
+        0.5, ge=0, lt=1, description="share of the walks of pairs, ranked and judged rows that are spoiled by one mistake"
     )
     repeat: int = Field(1, ge=1, description="how often each start stands among the training prompts")
 
@@ -160,6 +163,8 @@ def open_walks(settings: RandomWalksSettings, split: str, seed: int) -> list[Exa
         return [Example(start, columns={**columns, "start": start}) for start in starts]
     draw = random.Random(f"{split} {seed}")
     number = settings.rows if split == "train" else settings.held_out_rows
+    if settings.view == "judged":
+        return [_judged(here, draw, settings, columns) for _ in range(number)]
     answers = {"walks": 1, "pairs": 2, "ranked": settings.answers}[settings.view]
     rows: list[Example] = []
     dull = 0  # draws in a row that gave no row: the same start may know one way only
@@ -174,6 +179,15 @@ def open_walks(settings: RandomWalksSettings, split: str, seed: int) -> list[Exa
             row.columns.update(columns, start=walks[0][0])
             rows.append(row)
     return rows
+
+
+def _judged(here: Graph, draw: random.Random, settings: RandomWalksSettings, columns: dict[str, Any]) -> Example:
+    """A walk as the prompt, its worth as the answer."""
+    walk = here.walk(draw.randrange(1, settings.nodes), draw)
+    if draw.random() < settings.mistakes:
+        walk = _spoiled(walk, settings.nodes, draw)
+    worth = here.optimality(walk)
+    return Example(" ".join([*walk, "</s>"]), [chr(ord("a") + round(5 * worth))], [1.0], {**columns, "worth": worth})
 
 
 def _distinct(here: Graph, start: int, number: int, draw: random.Random, mistakes: float) -> list[list[str]]:

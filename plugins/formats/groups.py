@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unified import DataFormat, Example, Field, Settings, hookimpl
-from unified_plugins.formats._rows import cell, prompt
+from unified_plugins.formats._rows import answer, cell, prompt
 
 OWN = frozenset({"prompt", "answers", "rewards"})
 #: where a row was read, which is not where it is written
@@ -28,8 +28,9 @@ def recognises(columns: frozenset[str]) -> bool:
 def convert(row: Mapping[str, Any], settings: GroupsSettings) -> Example:
     """Answers in the order of the row. ValueError where rewards and answers do not fit each other."""
     answers, rewards = cell(row, "answers"), row.get("rewards")
-    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-        raise ValueError("column 'answers' must be a list of texts")
+    if not isinstance(answers, list) or not all(isinstance(a, (str, list)) for a in answers):
+        raise ValueError("column 'answers' must be a list of texts, or of lists of messages")
+    answers = [a if isinstance(a, str) else answer(a, "answers") for a in answers]
     if rewards is not None:
         numbers = isinstance(rewards, list) and all(
             isinstance(r, (int, float)) and not isinstance(r, bool) for r in rewards

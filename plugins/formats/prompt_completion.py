@@ -1,10 +1,13 @@
-"""Rows of `prompt` and `completion` (or `response`): the answer continues the prompt, as both stand there."""
+"""Rows of `prompt` and `completion` (or `response`): the answer continues the prompt, as both stand there.
+
+Both may be text or messages; a completion of several messages is trained on where the assistant speaks.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 from unified import DataFormat, Example, Field, Settings, hookimpl
-from unified_plugins.formats._rows import prompt, text
+from unified_plugins.formats._rows import answer, cell, first, prompt
 
 
 class PromptCompletionSettings(Settings):
@@ -20,8 +23,10 @@ def recognises(columns: frozenset[str]) -> bool:
 
 def convert(row: Mapping[str, Any], settings: PromptCompletionSettings) -> Example:
     """One answer; a prompt that is a list of messages goes through the chat template."""
-    answer = text(row, "response" if "completion" not in row and "response" in row else "completion")
-    return Example(prompt(row, "prompt", chat=settings.chat), [answer], columns=dict(row))
+    column = first(row, "completion", "response")
+    continued = answer(cell(row, column), column)
+    chat = settings.chat or not isinstance(continued, str)
+    return Example(prompt(row, "prompt", chat=chat), [continued], columns=dict(row))
 
 
 @hookimpl

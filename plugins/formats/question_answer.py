@@ -1,5 +1,6 @@
-"""Rows of `question` and `answer`, as in GSM8K. The answer also stays a column, where a verifier finds it.
+"""Rows of `question` and `answer` (or `response`), as in GSM8K. The answer also stays a column, for a verifier.
 
+`history` holds earlier turns, [question, answer] each, and `system` (or `system_prompt`) opens the conversation.
 Source: Cobbe et al. 2021, arXiv:2110.14168 (the data; its final number stands after "#### ").
 """
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unified import DataFormat, Example, Field, Settings, hookimpl
-from unified_plugins.formats._rows import text
+from unified_plugins.formats._rows import cell, conversation, first, said, text
 
 
 class QuestionAnswerSettings(Settings):
@@ -19,15 +20,15 @@ class QuestionAnswerSettings(Settings):
 
 
 def recognises(columns: frozenset[str]) -> bool:
-    """A question and its answer."""
-    return {"question", "answer"} <= columns
+    """A question and its answer, and no pair of them."""
+    return "question" in columns and bool(columns & {"answer", "response"}) and not columns & {"chosen", "rejected"}
 
 
 def convert(row: Mapping[str, Any], settings: QuestionAnswerSettings) -> Example:
     """One answer, whole as it stands."""
-    asked = text(row, "question")
-    prompt = [{"role": "user", "content": asked}] if settings.chat else f"{asked}\n"
-    return Example(prompt, [text(row, "answer")], columns=dict(row))
+    column = first(row, "answer", "response")
+    prompt = conversation(row, text(row, "question"), chat=settings.chat)
+    return Example(prompt, [said(cell(row, column), column)], columns=dict(row))
 
 
 @hookimpl

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unified import DataFormat, Example, Field, Settings, hookimpl
-from unified_plugins.formats._rows import cell, prompt
+from unified_plugins.formats._rows import cell, prompt, texts
 
 
 class RankedSettings(Settings):
@@ -24,15 +24,13 @@ def recognises(columns: frozenset[str]) -> bool:
 
 def convert(row: Mapping[str, Any], settings: RankedSettings) -> Example:
     """Answers in the order of the row. ValueError where ranks and answers do not fit each other."""
-    answers, ranks = cell(row, "responses"), cell(row, "ranks")
-    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers) or not answers:
-        raise ValueError("column 'responses' must be a list of texts")
-    if not isinstance(ranks, list) or not all(isinstance(r, (int, float)) for r in ranks):
+    answers, ranks = texts(cell(row, "responses"), "responses"), cell(row, "ranks")
+    if not isinstance(ranks, list) or not all(isinstance(r, (int, float)) and not isinstance(r, bool) for r in ranks):
         raise ValueError("column 'ranks' must be a list of numbers, 0 for the best")
     if len(ranks) != len(answers):
         raise ValueError(f"there are {len(answers)} responses but {len(ranks)} ranks")
     rewards = [float(sum(other > mine for other in ranks)) for mine in ranks]
-    return Example(prompt(row, "prompt", chat=settings.chat), list(answers), rewards, dict(row))
+    return Example(prompt(row, "prompt", chat=settings.chat), answers, rewards, dict(row))
 
 
 @hookimpl

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unified import DataFormat, Example, Field, Settings, hookimpl
-from unified_plugins.formats._rows import CONTENT, text
+from unified_plugins.formats._rows import CONTENT, cell, said
 
 
 class TextSettings(Settings):
@@ -15,8 +15,8 @@ class TextSettings(Settings):
 
 
 def recognises(columns: frozenset[str]) -> bool:
-    """A text, and no other column that may belong to it."""
-    return columns & CONTENT == {"text"}
+    """A text, and no other column that may belong to it; rows with a parent are messages of a conversation."""
+    return columns & CONTENT == {"text"} and "parent_id" not in columns
 
 
 def convert(row: Mapping[str, Any], settings: TextSettings) -> Example:
@@ -24,13 +24,14 @@ def convert(row: Mapping[str, Any], settings: TextSettings) -> Example:
 
     Raises ValueError for a text that has no word left for the answer.
     """
-    whole = text(row, "text")
+    whole = said(cell(row, "text"), "text")
     if not settings.prompt_words:
         return Example("", [whole], columns=dict(row))
     words = re.match(rf"\s*(?:\S+\s+){{{settings.prompt_words}}}", whole)
     if words is None:
         raise ValueError(f"the text has no more than the {settings.prompt_words} words of `prompt_words`")
     prompt = words.group().rstrip()
+    said(whole[len(prompt) :], "text")
     return Example(prompt, [whole[len(prompt) :]], columns=dict(row))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unified import DataFormat, Example, Settings, hookimpl
-from unified_plugins.formats._rows import text
+from unified_plugins.formats._rows import said, text
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -47,7 +47,7 @@ def recognises(columns: frozenset[str]) -> bool:
 def convert(row: Mapping[str, Any]) -> Example:
     """The last turn is the answer, the turns before it the prompt."""
     *prompt, answer = turns(text(row, "transcript"))
-    return Example(prompt, [answer["content"]], columns=dict(row))
+    return Example(prompt, [said(answer["content"], "transcript")], columns=dict(row))
 
 
 @hookimpl

@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from unified import DataFormat, Settings, UserError, call_named, catalogue, hookimpl
+from unified import (
+    DataFormat,
+    Example,
+    PluginError,
+    Settings,
+    TrainSettings,
+    UserError,
+    call_named,
+    catalogue,
+    hookimpl,
+)
+from unified.manifest import files_named
 from unified.registry import Catalogue, using
 from unified.settings import parse
 
@@ -114,17 +125,93 @@ def test_a_format_and_its_settings_can_be_chosen(tmp_path):
     assert asked(read(tmp_path, path="x.jsonl", held_out=0, format="auto"))[0] == "q0"
 
 
-def test_rows_that_do_not_fit_are_refused_by_line_or_dropped_and_counted(tmp_path):
+def test_rows_that_do_not_fit_stop_the_run_or_are_skipped_and_counted(tmp_path):
     write(tmp_path / "x.jsonl", [ROWS[0], {"question": "q", "anwser": "a"}, ROWS[1]])
     with pytest.raises(UserError) as caught:
         read(tmp_path, path="x.jsonl", held_out=0)
     assert str(caught.value).splitlines() == [
         f"{tmp_path}/x.jsonl:2: no column 'answer'  (format 'question_answer')",
         "    the row has: question, anwser",
-        "    `columns: {prompt: NAME}` says which column is which; `bad_rows: drop` leaves such rows out",
+        "    `columns: {prompt: NAME}` says which column is which",
+        "    `bad_rows: skip` leaves such rows out, and counts them",
     ]
-    rows = read(tmp_path, path="x.jsonl", held_out=0, bad_rows="drop")
-    assert (asked(rows), rows.counts) == (["q0", "q1"], {"dropped_bad": 1})
+    rows = read(tmp_path, path="x.jsonl", held_out=0, bad_rows="skip")
+    assert (asked(rows), rows.counts) == (["q0", "q1"], {"skipped_bad": 1})
+    assert rows.problems == [f"{tmp_path}/x.jsonl:2: no column 'answer'  (format 'question_answer')"]
+    assert rows.format == "question_answer"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_line_that_is_broken_deep_in_a_file_is_named_or_skipped(streaming, tmp_path):
+    lines = [json.dumps({"prompt": f"p{i}", "completion": "c"}) for i in range(1, 17_301)]
+    lines[17_202] = '{"prompt": "half'
+    (tmp_path / "x.jsonl").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"x\.jsonl:17203: not JSON: Unterminated string"):
+        read(tmp_path, path="x.jsonl", held_out=0, streaming=streaming)
+    rows = read(tmp_path, path="x.jsonl", held_out=0, bad_rows="skip", streaming=streaming)
+    assert (len(rows), rows.counts) == (17_299, {"skipped_bad": 1})
+    assert rows.problems[0].startswith(f"{tmp_path}/x.jsonl:17203: not JSON")
+    assert rows[17_202].columns["row"] == 17_204
+
+
+def test_only_the_first_places_are_kept_but_all_are_counted_on_both_sides_of_a_split(tmp_path):
+    write(tmp_path / "x.jsonl", [*ROWS, *({"question": "q", "answer": ""} for _ in range(9))])
+    for split, number in (("train", 18), ("held_out", 2)):
+        rows = read(tmp_path, split, path="x.jsonl", bad_rows="skip")
+        assert (len(rows), rows.counts, len(rows.problems)) == (number, {"skipped_bad": 9}, 5)
+    write(tmp_path / "y.jsonl", [{"question": "q", "answer": " "}] * 3)
+    with pytest.raises(UserError, match=r"(?s)all 3 rows do not fit.*y\.jsonl:1: column 'answer' is empty"):
+        read(tmp_path, path="y.jsonl", held_out=0, bad_rows="skip")
+
+
+def test_a_format_is_recognised_from_the_first_row_that_can_be_read(tmp_path):
+    (tmp_path / "x.jsonl").write_text('[1]\n{"prompt": "a", "completion": "b"}\n')
+    rows = read(tmp_path, path="x.jsonl", held_out=0, bad_rows="skip")
+    assert (rows.format, rows.counts) == ("prompt_completion", {"skipped_bad": 1})
+
+
+def tree(name, *answers):
+    replies = [{"role": "assistant", "text": f"{name}{a}", "rank": i, "replies": []} for i, a in enumerate(answers)]
+    again = {"role": "prompter", "text": "again", "replies": [{"role": "assistant", "text": f"{name} end"}]}
+    replies[0]["replies"] = [again]
+    return {"tree": name, "prompt": {"role": "prompter", "text": name, "replies": replies}}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_all_examples_of_one_row_are_on_one_side_of_the_split(streaming, tmp_path):
+    write(tmp_path / "x.jsonl", [tree(name, "1", "2") for name in "abcdefghij"])
+    sides = [read(tmp_path, side, path="x.jsonl", held_out=3, streaming=streaming) for side in ("train", "held_out")]
+    trees = [[e.columns["tree"] for e in side] for side in sides]
+    assert [len(t) for t in trees] == [14, 6]  # two examples of each tree
+    assert not set(trees[0]) & set(trees[1])
+    assert [e.answers[0] for e in sides[1]][:2] == [trees[1][0] + "1", trees[1][0] + " end"]
+
+
+def test_rows_that_hold_nothing_for_their_format_are_counted(tmp_path):
+    write(tmp_path / "x.jsonl", [tree("a", "1", "2"), tree("b", "1")])
+    rows = read(tmp_path, path="x.jsonl", held_out=0, format={"name": "trees", "ranked": True})
+    assert (len(rows), rows.counts) == (1, {"without_examples": 1})
+    write(tmp_path / "y.jsonl", [tree("b", "1")])
+    with pytest.raises(UserError, match="none of the 1 rows holds what the format takes"):
+        read(tmp_path, path="y.jsonl", held_out=0, format={"name": "trees", "ranked": True})
+
+
+def test_a_strangers_format_that_raises_is_named_with_the_row(tmp_path):
+    def convert(row: dict[str, Any]) -> Example:
+        raise KeyError("oops")
+
+    class Stranger:
+        @staticmethod
+        @hookimpl
+        def unified_formats() -> list[DataFormat]:
+            return [DataFormat("strange", Settings, convert=convert)]
+
+    write(tmp_path / "x.jsonl", ROWS)
+    with (
+        using(Catalogue({"stranger": Stranger()})),
+        pytest.raises(PluginError, match=r"x\.jsonl:1: convert of format 'strange' raised KeyError: 'oops'"),
+    ):
+        read(tmp_path, path="x.jsonl", format="strange", bad_rows="skip")
 
 
 @pytest.mark.parametrize(
@@ -161,16 +248,19 @@ def test_bytes_that_are_not_what_the_name_says_are_an_error(tmp_path):
         read(tmp_path, path="x.jsonl")
 
 
-def test_json_with_one_object_a_line_is_told_apart(tmp_path):
+def test_json_with_one_object_a_line_is_read_as_jsonl(tmp_path):
     write(tmp_path / "x.json", ROWS)
-    with pytest.raises(UserError, match=r"(?s)x\.json:2: not JSON: Extra data.*ends in \.jsonl"):
-        read(tmp_path, path="x.json")
+    assert asked(read(tmp_path, path="x.json", held_out=0)) == [row["question"] for row in ROWS]
+    (tmp_path / "y.json").write_text('[{"prompt": "a"}] [1]')
+    with pytest.raises(UserError, match=r"y\.json:1: not JSON: Extra data"):
+        read(tmp_path, path="y.json")
 
 
 def test_a_csv_row_of_another_width_is_an_error(tmp_path):
     (tmp_path / "x.csv").write_text("prompt,completion\na,b\nc\n")
-    with pytest.raises(UserError, match=r"x\.csv:3: the row does not have 2 cells as line 1 has"):
+    with pytest.raises(UserError, match=r"x\.csv:3: the row has 1 cells, but there are 2 columns"):
         read(tmp_path, path="x.csv")
+    assert read(tmp_path, path="x.csv", held_out=0, bad_rows="skip").counts == {"skipped_bad": 1}
 
 
 def test_a_missing_file_is_compared_with_its_neighbours(tmp_path):
@@ -181,8 +271,6 @@ def test_a_missing_file_is_compared_with_its_neighbours(tmp_path):
         read(tmp_path, path="trian.jsonl")
     with pytest.raises(UserError, match="there is no folder"):
         read(tmp_path, path="nowhere/train.jsonl")
-    with pytest.raises(UserError, match="is a folder"):
-        read(tmp_path, path=".")
 
 
 def test_an_unknown_column_in_the_map_is_compared_with_the_columns(tmp_path):
@@ -220,32 +308,74 @@ def test_a_strangers_format_that_fits_too_makes_the_user_choose(tmp_path):
         assert len(read(tmp_path, path="x.jsonl", held_out=0, format="question_answer")) == 20
 
 
+#: every real file: (format, rows, numbers of answers), and the one line that it needs
+REAL: dict[str, tuple[str, int, set[int], dict[str, Any]]] = {
+    "code/mbpp.jsonl": ("mbpp", 474, {1}, {}),
+    "gsm8k/train.jsonl.gz": ("question_answer", 7473, {1}, {}),
+    "hh_rlhf/harmless_base_half_a.jsonl.gz": ("preference", 1154, {2}, {"bad_rows": "skip"}),
+    "ifeval/input_half_a.jsonl": ("prompts", 271, {0}, {}),
+    "math/svamp.jsonl": (
+        "instruction", 1000, {1}, {"columns": {"instruction": "Body", "input": "Question", "output": "Answer"}},
+    ),
+    "preference/dpo_en_demo.jsonl.gz": ("preference", 300, {2}, {}),
+    "preference/dpo_zh_demo.jsonl": ("preference", 300, {2}, {}),
+    "preference/oasst_en_ranked.jsonl": ("ranked", 212, {2, 3, 4, 5, 6, 8, 9}, {}),
+    "preference/oasst_en_trees.jsonl": ("trees", 254, {1, 2, 3, 4, 5, 6, 8, 9}, {}),
+    "process/big_bench_mistake.jsonl.gz": ("steps", 2186, {1}, {}),
+    "prompts/belle_zh_prompts.jsonl": ("prompts", 369, {0}, {}),
+    "sft/belle_zh_instructions.jsonl": ("instruction", 631, {1}, {}),
+    "sft/belle_zh_seed_tasks.jsonl": ("instruction", 175, {1}, {}),
+    "sft/gpteacher_codegen.jsonl.gz": ("instruction", 4535, {1}, {}),
+    "sft/gpteacher_roleplay.jsonl.gz": ("instruction", 1923, {1}, {}),
+    "sft/self_instruct_seed_tasks.jsonl": ("instruction", 175, {1}, {}),
+    "text/tinystories.jsonl": ("text", 903, {1}, {}),
+}  # fmt: skip
+
+
 @pytest.mark.real
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the real data beside the checkout")
-@pytest.mark.parametrize(
-    ("name", "rows", "answers"),
-    [
-        ("gsm8k/train.jsonl.gz", 7473, {1}),
-        ("sft/gpteacher_roleplay.jsonl.gz", 1923, {1}),
-        ("sft/self_instruct_seed_tasks.jsonl", 175, {1}),
-        ("preference/oasst_en_ranked.jsonl", 212, {2, 3, 4, 5, 6, 8, 9}),
-        ("preference/dpo_en_demo.jsonl.gz", 300, {2}),
-        ("text/tinystories.jsonl", 903, {1}),
-        ("prompts/belle_zh_prompts.jsonl", 369, {0}),
-        ("ifeval/input_half_a.jsonl", 271, {0}),
-    ],
-)
-def test_real_files_are_recognised_and_read_whole(name, rows, answers):
-    examples = read(SHARED, path=name, held_out=0)
-    assert len(examples) == rows
+def test_every_real_file_is_in_this_table():
+    assert {str(path.relative_to(SHARED)) for path in SHARED.rglob("*.jsonl*")} == set(REAL)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the real data beside the checkout")
+@pytest.mark.parametrize("name", REAL)
+def test_real_files_are_recognised_and_read_whole_with_at_most_one_line_of_settings(name):
+    wanted, rows, answers, line = REAL[name]
+    assert len(line) <= 1
+    examples = read(SHARED, path=name, held_out=0, **line)
+    assert (examples.format, len(examples)) == (wanted, rows)
     assert {len(e.answers) for e in examples} == answers
 
 
 @pytest.mark.real
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the real data beside the checkout")
-def test_the_transcripts_whose_earlier_turns_differ_are_refused_or_counted():
-    with pytest.raises(UserError, match="differ before their last turn"):
+def test_the_ranked_turns_of_the_trees_are_the_rows_that_were_drawn_from_them():
+    found = read(SHARED, path="preference/oasst_en_trees.jsonl", held_out=0, format={"name": "trees", "ranked": True})
+    known = read(SHARED, path="preference/oasst_en_ranked.jsonl", held_out=0)
+    assert len(found) == len(known) == 212
+    assert [(e.prompt, e.answers, e.rewards) for e in found] == [(e.prompt, e.answers, e.rewards) for e in known]
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the real data beside the checkout")
+def test_the_transcripts_that_are_no_pair_are_refused_or_counted():
+    with pytest.raises(UserError, match=r"jsonl\.gz:455: column 'chosen' is empty"):
         read(SHARED, path="hh_rlhf/harmless_base_half_a.jsonl.gz")
-    rows = read(SHARED, path="hh_rlhf/harmless_base_half_a.jsonl.gz", held_out=0, bad_rows="drop")
-    assert (len(rows), rows.counts) == (1155, {"dropped_bad": 1})
+    rows = read(SHARED, path="hh_rlhf/harmless_base_half_a.jsonl.gz", held_out=0, bad_rows="skip")
+    assert (len(rows), rows.counts) == (1154, {"skipped_bad": 2})
+    assert "jsonl.gz:989: chosen and rejected differ before their last turn" in rows.problems[1]
     assert all(e.prompt[0]["role"] == "user" and e.rewards == [1.0, 0.0] for e in rows)
+
+
+def test_a_changed_file_of_a_folder_or_of_a_pattern_changes_the_fingerprint_of_its_stage(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for path in ("rows", "rows/*.jsonl"):
+        write(tmp_path / "rows" / "a.jsonl", ROWS)
+        stage, problems = parse(TrainSettings, {"algorithm": "sft", "data": {"name": "files", "path": path}}, owner="s")
+        assert not problems
+        before = files_named(stage, tmp_path)
+        assert list(before) == [f"{'./rows' if path == 'rows' else 'rows'}/a.jsonl"]
+        write(tmp_path / "rows" / "a.jsonl", ROWS[1:])
+        assert files_named(stage, tmp_path) != before

@@ -100,3 +100,9 @@ def test_a_model_in_a_folder_and_rows_of_a_task_leave_nothing_unverified(tmp_pat
     new = "{new: {model_type: llama, hidden_size: 8, num_attention_heads: 1}, tokenizer: random_walks}"
     recipe.write_text(f"name: a\nmodel: {new}\nstages: {{s: {{algorithm: sft, data: random_walks}}}}\n")
     assert not_yet_verified(check_recipe(load_recipe(recipe))) == []
+
+
+def test_rows_that_stay_on_the_disk_are_the_same_rows(asked: ASKED) -> None:
+    held, streamed = read(id="someone/sums"), read(id="someone/sums", streaming=True)
+    assert list(streamed) == list(held)
+    assert (len(streamed), streamed.format, streamed[3] is streamed[3]) == (18, "question_answer", False)
