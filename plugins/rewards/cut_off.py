@@ -4,13 +4,14 @@ Source: the value in place of the reward is Lambert et al. 2024, arXiv:2411.1512
 end of sequence); the factor on it is OpenRLHF's.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
 from unified import Chosen, Field, PromptGroup, Reward, Settings, choice, hookimpl
-from unified_plugins.rewards._inner import Judged, inner_judge, inner_model
+from unified_plugins.rewards._inner import Judged, inner_judge, inner_models
 
 
 class CutOffSettings(Settings):
@@ -27,7 +28,9 @@ class CutOffSettings(Settings):
         return self
 
 
-def judge(groups: list[PromptGroup], settings: CutOffSettings, score: Callable[..., Any]) -> Judged:
+def judge(
+    groups: list[PromptGroup], settings: CutOffSettings, models: Mapping[str, Any], folder: Path | None = None
+) -> Judged:
     """The reward inside; where finish is "length" scaled or replaced (of a reward per token, at its last).
 
     What was not judged stays missing.
@@ -41,19 +44,19 @@ def judge(groups: list[PromptGroup], settings: CutOffSettings, score: Callable[.
             return None if reward is None else settings.value
         return (settings.factor or 0.0) * reward
 
-    given = inner_judge(settings.of, groups, score)
+    given = inner_judge(settings.of, groups, models, folder)
     return [
         [shaped(v) if a.finish == "length" else v for v, a in zip(vs, g.answers, strict=True)]
         for vs, g in zip(given, groups, strict=True)
     ]
 
 
-def model(settings: CutOffSettings) -> str | None:
-    """The model of the reward inside."""
-    return inner_model(settings.of)
+def models(settings: CutOffSettings) -> dict[str, str]:
+    """The models of the reward inside."""
+    return inner_models(settings.of)
 
 
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer it as `reward: {name: cut_off, of: NAME, value: -10}`."""
-    return [Reward("cut_off", CutOffSettings, judge=judge, model=model)]
+    return [Reward("cut_off", CutOffSettings, judge=judge, models=models)]

@@ -4,13 +4,14 @@ r - factor * min(1, max(0, length - (max_tokens - buffer)) / buffer).
 Source: Yu et al. 2025, arXiv:2503.14476, DAPO, eq. 13; there 16384 tokens and a buffer of 4096.
 """
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
 from unified import Answer, Chosen, Field, PromptGroup, Reward, Settings, choice, hookimpl
-from unified_plugins.rewards._inner import Judged, inner_judge, inner_model
+from unified_plugins.rewards._inner import Judged, inner_judge, inner_models
 
 
 class OverlongSettings(Settings):
@@ -34,7 +35,9 @@ def punishment(answer: Answer, settings: OverlongSettings) -> float:
     return settings.factor * min(1.0, max(0.0, over / settings.buffer))
 
 
-def judge(groups: list[PromptGroup], settings: OverlongSettings, score: Callable[..., Any]) -> Judged:
+def judge(
+    groups: list[PromptGroup], settings: OverlongSettings, models: Mapping[str, Any], folder: Path | None = None
+) -> Judged:
     """The shaped reward; of a reward per token the last one is shaped. What was not judged stays missing."""
 
     def shaped(value: float | list[float] | None, answer: Answer) -> float | list[float] | None:
@@ -42,16 +45,16 @@ def judge(groups: list[PromptGroup], settings: OverlongSettings, score: Callable
             return [*value[:-1], value[-1] - punishment(answer, settings)] if value else value
         return None if value is None else value - punishment(answer, settings)
 
-    given = inner_judge(settings.of, groups, score)
+    given = inner_judge(settings.of, groups, models, folder)
     return [[shaped(v, a) for v, a in zip(vs, g.answers, strict=True)] for vs, g in zip(given, groups, strict=True)]
 
 
-def model(settings: OverlongSettings) -> str | None:
-    """The model of the reward inside."""
-    return inner_model(settings.of)
+def models(settings: OverlongSettings) -> dict[str, str]:
+    """The models of the reward inside."""
+    return inner_models(settings.of)
 
 
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer it as `reward: {name: overlong, of: NAME, max_tokens: ..., buffer: ...}`."""
-    return [Reward("overlong", OverlongSettings, judge=judge, model=model)]
+    return [Reward("overlong", OverlongSettings, judge=judge, models=models)]
