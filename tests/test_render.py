@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from unified import Example, UserError
+from unified import Answer, Example, UserError
 from unified.render import Renderer, TooLong, render_rows, template_hash
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
@@ -156,6 +158,181 @@ def test_no_rows_and_no_rows_left_are_errors():
         render_rows(Renderer(characters(), 9), [], needs_answers=0)
     with pytest.raises(UserError, match="all 1 rows have more than 3 tokens"):
         render_rows(Renderer(characters(), 3), [Example("abcd")], needs_answers=0, too_long="drop")
+
+
+def merging(pair: str) -> Any:
+    """A tokenizer of single characters in which one pair of them is one token."""
+    words = ["<pad>", "<unk>", "</s>", "<s>", *"abcdefgh[]suvw\n", pair]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[(pair[0], pair[1])], unk_token="<unk>"))
+    made.decoder = decoders.Fuse()
+    out = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="</s>", bos_token="<s>"
+    )
+    out.chat_template = TEMPLATE.replace("eos_token + 'b'", "eos_token + '\\n'")
+    return out
+
+
+def said(tokenizer: Any, answer: Answer) -> list[str]:
+    """The tokens of an answer, "_" for those that carry no gradient."""
+    mask = answer.loss_mask or [True] * len(answer.ids)
+    return [tokenizer.decode([i]) if m else "_" for i, m in zip(answer.ids, mask, strict=True)]
+
+
+def assistant(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def test_of_a_conversation_the_turns_of_the_assistant_and_their_ends_are_learned():
+    tokenizer = merging("vw")
+    group = Renderer(tokenizer, 40).group(Example(user("a"), [[*assistant("cd"), *user("e"), *assistant("f")]]))
+    # <s>[u]a[a] cd</s> and the line break, [u]e[a] f</s>
+    assert tokenizer.decode(group.prompt) == "<s>[u]a[a]"
+    assert said(tokenizer, group.answers[0]) == ["c", "d", "</s>", *"________", "f", "</s>"]
+    assert group.answers[0].text == "cd</s>\n[u]e[a]f"
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        ("]c", ["d", "</s>"]),  # "]" is the template's, so the token is
+        ("cd", ["cd", "</s>"]),
+    ],
+)
+def test_a_token_across_the_edge_of_a_turn_is_learned_if_its_first_character_is_the_assistants(pair, expected):
+    tokenizer = merging(pair)
+    group = Renderer(tokenizer, 40).group(Example(user("a"), [[*assistant("f"), *user("e"), *assistant("cd")]]))
+    assert [token for token in said(tokenizer, group.answers[0]) if token != "_"] == ["f", "</s>", *expected]
+    whole = tokenizer.apply_chat_template(
+        [*user("a"), *assistant("f"), *user("e"), *assistant("cd")], tokenize=True, return_dict=False
+    )
+    assert [*group.prompt, *group.answers[0].ids] == whole[:-1]  # a line break is left
+
+
+def test_behind_the_prompt_a_conversation_is_tokenised_as_if_it_were_sampled():
+    tokenizer = merging("]c")  # ids of the prompt end with "]"; "]c" would not be what is served
+    group = Renderer(tokenizer, 40).group(Example(user("a"), [[*assistant("cd"), *user("e"), *assistant("cd")]]))
+    assert tokenizer.decode(group.prompt[-1:]) == "]"
+    assert [t for t in said(tokenizer, group.answers[0]) if t != "_"] == ["c", "d", "</s>", "d", "</s>"]
+
+
+def test_a_template_that_ends_no_turn_makes_a_row_of_each_so_that_every_turn_learns_to_end():
+    tokenizer = merging("vw")
+    tokenizer.chat_template = TEMPLATE.replace("eos_token + 'b'", "'\\n'")
+    rows = [Example(user("a"), [[*assistant("c"), *user("e"), *assistant("f")]], [0.5])]
+    groups, counts = render_rows(Renderer(tokenizer, 40), rows, needs_answers=1)
+    assert [said(tokenizer, a) for a in groups[0].answers] == [
+        ["c", "\n", "</s>"], [*"_________", "f", "\n", "</s>"],
+    ]  # fmt: skip
+    assert counts["cut_by_turn"] == 1
+    assert [(a.trajectory, a.reward) for a in groups[0].answers] == [("0-0", 0.5)] * 2
+
+
+def test_an_answer_of_messages_needs_a_prompt_of_messages_and_begins_with_the_assistant():
+    render = Renderer(merging("vw"), 40)
+    with pytest.raises(ValueError, match="needs a prompt of messages"):
+        render.group(Example("a", [assistant("b")]))
+    with pytest.raises(ValueError, match="must begin with a turn of the assistant"):
+        render.group(Example(user("a"), [user("b")]))
+
+
+def test_an_answer_of_one_message_is_the_answer_in_text():
+    render = Renderer(merging("vw"), 40)
+    one, other = (render.group(Example(user("a"), [answer])) for answer in ("cd", assistant("cd")))
+    assert one == other
+
+
+def test_many_rows_at_once_are_as_each_alone():
+    tokenizer = merging("]c")
+    turns = [*assistant("cd"), *user("e"), *assistant("ca")]
+    rows = [Example(user("a"), ["c", "d"]), Example("ab", ["c"]), Example(user("c"), [turns, "a"]), Example(user("d"))]
+    render = Renderer(tokenizer, 40)
+    groups, _ = render_rows(render, rows * 400, needs_answers=0)  # more than one chunk
+    assert len(groups) == 1600
+    for i, group in enumerate(groups):
+        assert group == render.group(rows[i % 4], row=i)
+
+
+def test_cut_prompt_drops_the_oldest_turns_of_a_conversation_but_not_the_systems():
+    tokenizer = merging("vw")
+    system = [{"role": "system", "content": "h"}]
+    asked = [*system, *user("a"), *assistant("b"), *user("c")]
+    # <s> [s]h [u]a [a]b</s>\n [u]c [a] is 1 + 4 + 4 + 6 + 4 + 3 = 22, the answer d</s> 2; without a and b 14
+    for limit, expected in ((24, "<s>[s]h[u]a[a]b</s>\n[u]c[a]"), (23, "<s>[s]h[u]c[a]"), (13, "<s>[u]c[a]")):
+        groups, counts = render_rows(
+            Renderer(tokenizer, limit), [Example(asked, ["d"])], needs_answers=1, too_long="cut_prompt"
+        )
+        assert tokenizer.decode(groups[0].prompt) == groups[0].text == expected
+        assert counts.get("cut_prompt", 0) == (limit < 24)
+        assert said(tokenizer, groups[0].answers[0]) == ["d", "</s>"]
+
+
+def test_cut_prompt_takes_tokens_from_the_left_where_turns_do_not_suffice_and_keeps_the_beginning():
+    tokenizer = merging("vw")
+    groups, counts = render_rows(
+        Renderer(tokenizer, 9), [Example(user("abcdef"), ["d"])], needs_answers=1, too_long="cut_prompt"
+    )
+    assert tokenizer.decode(groups[0].prompt) == groups[0].text == "<s>def[a]"  # 1 + 6, and d</s>
+    assert counts == {"rows": 1, "kept": 1, "dropped_too_long": 0, "cut_prompt": 1}
+    render = Renderer(characters(adds_bos=True), 5)
+    groups, _ = render_rows(render, [Example("abcd", ["ef"])], needs_answers=1, too_long="cut_prompt")
+    assert (groups[0].prompt, groups[0].answers[0].ids) == ([3, 7], [8, 9, 2])
+    groups, _ = render_rows(render, [Example("abcd")], needs_answers=0, too_long="cut_prompt", reserve=2)
+    assert groups[0].prompt == [3, 6, 7]
+
+
+def test_cut_prompt_drops_the_oldest_turns_of_an_answer_that_is_a_conversation():
+    tokenizer = merging("vw")
+    turns = [*assistant("b"), *user("c"), *assistant("d"), *user("e"), *assistant("f")]
+    # <s>[u]a[a] 8, b</s>\n 3, [u]c[a] 7, d</s>\n 3, [u]e[a] 7, f</s> 2: 30; without the first two turns 20
+    groups, counts = render_rows(
+        Renderer(tokenizer, 29), [Example(user("a"), [turns])], needs_answers=1, too_long="cut_prompt"
+    )
+    assert tokenizer.decode(groups[0].prompt) == "<s>[u]c[a]"
+    assert [t for t in said(tokenizer, groups[0].answers[0]) if t != "_"] == ["d", "</s>", "f", "</s>"]
+    assert len(groups[0].prompt) + len(groups[0].answers[0].ids) == 20
+    assert counts["cut_prompt"] == 1
+
+
+def test_cut_answer_takes_tokens_from_the_right_and_then_there_is_no_end():
+    rows = [Example("ab", ["c", "cdef"], [1.0, 0.0])]  # 2 and 2, 2 and 5
+    groups, counts = render_rows(Renderer(characters(), 5), rows, needs_answers=2, too_long="cut_answer")
+    assert [(a.ids, a.finish, a.text) for a in groups[0].answers] == [
+        ([6, 2], "stop", "c"),
+        ([6, 7, 8], "length", "cde"),
+    ]
+    assert counts == {"rows": 1, "kept": 1, "dropped_too_long": 0, "cut_answer": 1}
+
+
+def test_a_row_that_cannot_be_cut_as_the_policy_says_is_dropped_and_counted():
+    rows = [Example("a", ["b"]), Example("abcdef", ["b"]), Example("a", ["bcdefgh"])]
+    for policy, kept in (("cut_prompt", [0, 1]), ("cut_answer", [0, 2])):
+        groups, counts = render_rows(Renderer(characters(), 5), rows, needs_answers=1, too_long=policy)
+        assert [g.key for g in groups] == kept
+        assert counts == {"rows": 3, "kept": 2, "dropped_too_long": 1, policy: 1}
+
+
+@pytest.mark.parametrize("policy", ["cut_prompt", "cut_answer", "drop"])
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_whatever_the_policy_every_row_fits_or_is_counted_and_has_something_to_learn(policy, data):
+    words = st.text("abcdefgh", min_size=1, max_size=9)
+    rows = [
+        Example(user(a), [[*assistant(b), *user(c), *assistant(d)]])
+        for a, b, c, d in data.draw(st.lists(st.tuples(words, words, words, words), min_size=1, max_size=4))
+    ]
+    limit = data.draw(st.integers(12, 50))
+    try:
+        groups, counts = render_rows(Renderer(merging("vw"), limit), rows, needs_answers=1, too_long=policy)
+    except UserError:
+        assert policy != "cut_prompt" or limit < 30
+        return
+    assert counts["kept"] + counts["dropped_too_long"] == len(rows)
+    for group in groups:
+        assert all(len(group.prompt) + len(a.ids) <= limit for a in group.answers)
+        assert all(any(a.loss_mask or [True]) for a in group.answers)
+        cut = any(a.finish == "length" for a in group.answers)
+        assert cut or group.answers[-1].ids[-1] == 2
 
 
 def test_the_hash_changes_with_the_template_and_with_the_vocabulary_only():

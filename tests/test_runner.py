@@ -109,6 +109,46 @@ def test_a_change_reruns_its_stage_and_what_then_has_other_inputs(
     assert workshop.ran == reruns
 
 
+FORK = """
+name: fork
+model: ./iron
+stages:
+  one: {mark: a}
+  two: {mark: b, model: stage:one}
+  three: {mark: c, model: stage:two}
+  side: {mark: d, model: stage:one}
+  four: {mark: e, model: stage:three}
+  far: {mark: f, model: stage:side}
+  beside: {mark: g}
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "reruns"),
+    [
+        ("one", ["one", "two", "three", "side", "four", "far"]),
+        ("two", ["two", "three", "four"]),
+        ("three", ["three", "four"]),
+        ("side", ["side", "far"]),
+        ("four", ["four"]),
+        ("far", ["far"]),
+        ("beside", ["beside"]),
+    ],
+)
+def test_of_a_chain_with_a_side_branch_exactly_the_changed_stage_and_what_depends_on_it_run_again(
+    workshop: Workshop, tmp_path: Path, changed: str, reruns: list[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text(FORK)
+    run(tmp_path)
+    everything = list(workshop.ran)
+    assert everything == ["one", "two", "three", "side", "four", "far", "beside"]
+    workshop.ran.clear()
+    outcomes = run(tmp_path, f"stages.{changed}.mark=x")
+    assert workshop.ran == reruns
+    assert [o.manifest.name for o in outcomes if o.fresh] == reruns
+    assert [o.manifest.name for o in outcomes] == everything
+
+
 def test_changed_data_or_another_base_model_reruns_what_used_it(workshop: Workshop, tmp_path: Path) -> None:
     run(tmp_path)
     workshop.ran.clear()

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from unified.errors import UserError as UserError
     from unified.errors import did_you_mean as did_you_mean
     from unified.hookspecs import hookimpl as hookimpl
+    from unified.judges import Judge as Judge
     from unified.models import Artifact as Artifact
     from unified.models import save_model as save_model
+    from unified.models import stored_value_head as stored_value_head
     from unified.parts import Algorithm as Algorithm
     from unified.parts import DataFormat as DataFormat
     from unified.parts import Dataset as Dataset
@@ -63,8 +65,8 @@ _HOME = {
     "check_recipe": "check", "examine": "coefficient_tool", "load_recipe": "recipe", "run_recipe": "runner",
     "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data",
     "PluginError": "errors", "Problem": "errors", "UserError": "errors", "did_you_mean": "errors",
-    "hookimpl": "hookspecs",
-    "Artifact": "models", "save_model": "models",
+    "hookimpl": "hookspecs", "Judge": "judges",
+    "Artifact": "models", "save_model": "models", "stored_value_head": "models",
     "Algorithm": "parts", "DataFormat": "parts", "Dataset": "parts", "DataSource": "parts", "Reward": "parts",
     "RolloutEngine": "parts", "Rule": "parts", "StageKind": "parts",
     "Catalogue": "registry", "call_named": "registry", "catalogue": "registry", "using": "registry",

@@ -5,25 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count, islice
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from unified.data import Example, PromptGroup
-from unified.errors import UserError
+from unified.fit import Policy
+from unified.judges import judges_of, load_judges
 from unified.models import Artifact
 from unified.processes import Processes
 from unified.registry import call_named
 from unified.render import render_rows
 from unified.roles import Roles
-from unified.run import Run, heads_without_gradient, score_answers, tabulate
+from unified.run import Run, heads_without_gradient, tabulate
 from unified.set_up import choose_layout, make_renderer
 from unified.settings import Chosen
 from unified.stage import StageContext, TrainSettings
-from unified.stream import Sampler, Stream, seed_of
-from unified.training import reward_uses
+from unified.stream import NoSampler, Sampler, Stream, seed_of
 
 T = TypeVar("T")
 
@@ -42,6 +42,7 @@ class Bench:
         *,
         reference: Artifact | None = None,
         rewards: Sequence[Chosen | None] = (),
+        source: Chosen | None = None,
         engine: Chosen | None = None,
         max_length: int | None = None,
         tokens_per_micro_batch: int = 8192,
@@ -55,9 +56,8 @@ class Bench:
         models: dict[str, Any] = {"policy": policy.load("policy")}
         if reference is not None:
             models["reference"] = reference.load("policy")
-        for i, reward in enumerate(self.rewards):
-            for _, name, _ in reward_uses((), reward):
-                models[f"judge-{i}"] = stage.artifact(name).load("scalar")
+        judges, named = load_judges(stage, [*self.rewards, source])
+        models |= judges
         self.renderer = make_renderer(self.tokenizer, models, max_length)
         accelerator = Accelerator()
         for model in models.values():
@@ -65,7 +65,7 @@ class Bench:
         roles = Roles(models).to(accelerator.device)
         self.run = Run(
             stage, settings, accelerator, Processes(accelerator), roles, roles, self.tokenizer, [], None, None, 0,
-            choose_layout(settings, models),
+            choose_layout(settings, models), judges=named,
         )  # fmt: skip
 
     @property
@@ -75,7 +75,7 @@ class Bench:
 
     @property
     def roles(self) -> list[str]:
-        """What is loaded: "policy", perhaps "reference", and "judge-N" for the model of reward N."""
+        """What is loaded: "policy", perhaps "reference", and "judge-N" for the models of rewards and source."""
         return list(self.run.roles.models)
 
     def rows(
@@ -85,7 +85,7 @@ class Bench:
         *,
         needs_answers: int = 0,
         reserve: int = 0,
-        too_long: Literal["refuse", "drop"] = "refuse",
+        too_long: Policy = "refuse",
         limit: int | None = None,
     ) -> tuple[list[Example], list[PromptGroup], dict[str, int]]:
         """The first `limit` rows of a split as text and as tokens (a group's `key` finds its row), and what is counted.
@@ -116,7 +116,8 @@ class Bench:
         stream = self._stream(source, None)
         processes = self.run.processes
         if not stream.online:
-            return processes.mine(stream.collect(list(rows), _no_sampling, seed_of(label, self.stage.seed)))
+            given = stream.collect(list(rows), NoSampler(self.tokenizer), seed_of(label, self.stage.seed))
+            return processes.mine(given)
         mine = processes.mine(rows)
         sampler = Sampler(self.run.settings.engine, self.run.roles.models["policy"], self.tokenizer, 0)
         out: list[PromptGroup] = []
@@ -130,9 +131,8 @@ class Bench:
 
     def judge(self, groups: list[PromptGroup], reward: int = 0) -> None:
         """Write the judgement of the reward of that number into the answers; None where it failed."""
-        chosen = self.rewards[reward]
-        score = partial(score_answers, self.run, f"judge-{reward}") if reward_uses((), chosen) else None
-        self._stream(None, chosen, score).judge(groups)
+        torch.manual_seed(seed_of("judge", self.stage.name, self.stage.seed, reward, self.run.processes.rank))
+        self._stream(None, self.rewards[reward]).judge(groups)
         self.stage.notify("groups_judged", stage=self.stage.name, step=0, groups=groups)
 
     def log_probs(
@@ -170,10 +170,7 @@ class Bench:
             out.append(item)
         return out
 
-    def _stream(self, source: Chosen | None, reward: Chosen | None, score: Any = None) -> Stream:
+    def _stream(self, source: Chosen | None, reward: Chosen | None) -> Stream:
         """A stream without rows or terms, for its verbs."""
-        return Stream(self.stage.name, [], source, reward, [], self.stage.seed, score=score)
-
-
-def _no_sampling(*_: object) -> Any:
-    raise UserError("a source that samples must say `online=True`")
+        judges = partial(judges_of, self.run)
+        return Stream(self.stage.name, [], source, reward, [], self.stage.seed, folder=self.stage.home, judges=judges)

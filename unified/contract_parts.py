@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,17 +37,31 @@ class PartUnderTest:
             raise
 
     def judged(self, groups: list[PromptGroup]) -> Any:
-        """What a reward says of groups; a scalar model, where it asks one, gives each answer its number of tokens."""
-
-        def score(asked: list[PromptGroup]) -> list[list[float | None]]:
-            return [[float(len(a.ids)) if a.ids else None for a in g.answers] for g in asked]
-
+        """What a reward says of groups, by stand-ins for the models that it names."""
         try:
-            return self.call("judge", groups=groups, score=score)
+            models = self.call("models") if self.part.models else {}
+            stand_ins = {reference: StandIn() for reference in models}
+            return self.call("judge", groups=groups, models=stand_ins, folder=None)
         except (KeyError, ValueError) as error:
             if not self.groups:  # a column of the data that made-up text has not
                 raise Unfit from error
             raise
+
+
+class StandIn:
+    """In the place of a model that judges: scores an answer by its length, and answers every prompt with "yes"."""
+
+    def score(self, groups: Sequence[PromptGroup]) -> list[list[float | None]]:
+        """The number of tokens of each answer."""
+        return [[float(len(a.ids)) if a.ids else None for a in g.answers] for g in groups]
+
+    def score_tokens(self, groups: Sequence[PromptGroup]) -> list[list[list[float]]]:
+        """1, 2, 3, ... along each answer."""
+        return [[[float(t + 1) for t in range(len(a.ids))] for a in g.answers] for g in groups]
+
+    def answer(self, prompts: Sequence[Any], sampling: Sampling, n: int = 1) -> list[list[Answer]]:
+        """n times the same to every prompt."""
+        return [[_answer("yes") for _ in range(n)] for _ in prompts]
 
 
 def made_up() -> list[PromptGroup]:
@@ -91,10 +105,13 @@ def _judgement(reward: Any, answer: Answer) -> Iterator[str]:
 
 
 def leaves_groups_alone(subject: PartUnderTest) -> Iterator[str]:
-    """It does not change the groups: writing rewards is the engine's."""
+    """It does not change the groups, but for new columns of answers: writing rewards is the engine's."""
     groups = subject.groups or made_up()
     seen = copy.deepcopy(groups)
     subject.judged(seen)
+    for group, before in zip(seen, groups, strict=False):
+        for answer, old in zip(group.answers, before.answers, strict=False):
+            answer.columns = {name: value for name, value in answer.columns.items() if name in old.columns}
     if seen != groups:
         yield "it changed the groups that it judged"
 

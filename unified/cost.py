@@ -137,7 +137,7 @@ def _configuration(model: ModelSettings, home: Path) -> Any:
     """A transformers configuration from this machine alone: nothing is fetched."""
     from transformers import AutoConfig
 
-    from unified.check import local_path
+    from unified.named_models import local_path
 
     if model.path is not None:
         folder = local_path(model.path, home)
@@ -154,7 +154,7 @@ def _configuration(model: ModelSettings, home: Path) -> Any:
 
 def tokenizer_of(model: ModelSettings, home: Path) -> Any:
     """The tokenizer of a recipe's model or of a folder; None where it is not on this machine."""
-    from unified.check import local_path
+    from unified.named_models import local_path
 
     if model.path is not None and not local_path(model.path, home).is_dir():
         from transformers import AutoTokenizer

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Message = Mapping[str, str]  # {"role": "user", "content": "..."}
+Message = Mapping[str, Any]  # {"role": "user", "content": "..."}; a turn may also have `tool_calls`, `name`, ...
 Text = str | Sequence[Message]
 
 
@@ -15,13 +15,16 @@ class Example:
     """One row as text: a prompt and its answers, best reward first or last as the rewards say.
 
     prompt: text, or messages for the chat template.
-    answers: [] for a prompt alone, 1 for imitation, 2 for a pair, K for a ranked list.
+    answers: [] for a prompt alone, 1 for imitation, 2 for a pair, K for a ranked list. Each is text, or (after a prompt
+        of messages) the messages that continue the conversation: a turn of the assistant first, then perhaps tool
+        results, turns of the user and further turns of the assistant. What the assistant says is learned.
     rewards: one per answer; preference data has chosen 1 and rejected 0, a ranking K-1 ... 0. None: not judged.
-    columns: everything else of the row, for reward functions and `on: COLUMN`.
+    columns: everything else of the row, for reward functions and `on: COLUMN`; beside a prompt of messages `tools` are
+        JSON schemas (or their JSON text) for the chat template.
     """
 
     prompt: Text
-    answers: list[str] = field(default_factory=list)
+    answers: Sequence[str | Sequence[Message]] = field(default_factory=list)
     rewards: list[float] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
 
@@ -37,6 +40,7 @@ class Answer:
     finish: "stop", or "length" when cut off; probe: seen by statistics and credit, but neither pushed nor counted.
     trajectory: rows of one conversation that share it count as one answer.
     version: of the weights that sampled it, in optimiser steps.
+    steps: (tokens of the answer so far, value) at the end of each step, where a search or a label judged them.
     """
 
     ids: list[int]
@@ -48,6 +52,7 @@ class Answer:
     probe: bool = False
     trajectory: str | None = None
     version: int | None = None
+    steps: list[tuple[int, float]] | None = None
     columns: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unified.check import PlannedStage, local_path
+from unified.adapters import adapter_at, base_of
+from unified.check import PlannedStage
 from unified.errors import UserError
 from unified.made import STAGE
 from unified.manifest import Manifest, files_named, fingerprint_of, hashes_under
+from unified.named_models import local_path
 from unified.recipe import Recipe
 
 #: full name of a stage that is done -> its manifest and folder
@@ -18,7 +20,7 @@ Made = Mapping[str, tuple[Manifest, Path]]
 
 def draft_of(recipe: Recipe, stage: PlannedStage, made: Made) -> Manifest:
     """The manifest as far as it is known before the stage runs. Every stage that it refers to must be in `made`."""
-    settings = stage.settings.model_dump(mode="json")
+    settings = stage.written()
     references = dict.fromkeys(use.reference for use in stage.uses if use.reference != "input")
     inputs = {reference: input_of(recipe, reference, made) for reference in references}
     files = files_named(stage.settings, recipe.home)
@@ -43,5 +45,14 @@ def input_of(recipe: Recipe, reference: str, made: Made) -> dict[str, Any]:
             new = fingerprint_of(model=recipe.model.model_dump(mode="json"), seed=recipe.seed)
             return {"path": None, "sha256": {"new": new}}
         path = recipe.model.path
-    folder = local_path(path, recipe.home)
-    return {"path": path, "sha256": hashes_under(folder) if folder.is_dir() else {"hub id": path}}
+    return {"path": path, "sha256": _hashes(path, recipe.home)}
+
+
+def _hashes(path: str, home: Path) -> dict[str, str]:
+    """The files of a folder by hash, those of the model that an adapter adapts among them; a hub id by its name."""
+    folder = local_path(path, home)
+    if not folder.is_dir():
+        return {"hub id": path}
+    adapter = adapter_at(folder, fetch=False)
+    adapted = _hashes(str(base_of(adapter, folder, home)), home) if adapter is not None else {}
+    return {**hashes_under(folder), **{f"base/{name}": value for name, value in adapted.items()}}

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unified.errors import UserError
-from unified.registry import call_named
 from unified.settings import choose
 from unified.stage import TermSettings, TrainSettings
+from unified.training import part_uses
 from unified.work import Job, Measure, Rows, Work
 
 #: bytes of optimiser state per trained parameter, in float32; two moments unless it is named here
@@ -118,9 +118,7 @@ class _Stream:
             if name in self.read and of is not None:
                 shared = role == "critic" and self.settings.critic.trunk == "shared"
                 made.append(Job("policy" if shared else role, of, "score", scored, scalar=role == "critic"))
-        judge = _model_of(self.reward)
-        if judge is not None:
-            made.append(Job("reward model", judge, "score", drawn * one, scalar=True))
+        made += [Job("reward model", judge, "score", drawn * one, scalar=True) for judge in _scalar_models(self.reward)]
         return [*made, *self._training(pushed * one)]
 
     def _training(self, tokens: float) -> list[Job]:
@@ -159,9 +157,8 @@ def _evaluation(settings: TrainSettings, measure: Measure, steps: int) -> list[J
     if wanted.reward is not None:
         new = float(prompts * wanted.samples * wanted.max_tokens)
         made.append(Job("policy", settings.model, "generate", prompts * wanted.samples * rows.prompt_tokens + new, new))
-        judge = _model_of(wanted.reward)
-        if judge is not None:
-            made.append(Job("reward model", judge, "score", made[-1].tokens, scalar=True))
+        tokens = made[-1].tokens
+        made += [Job("reward model", judge, "score", tokens, scalar=True) for judge in _scalar_models(wanted.reward)]
     return made
 
 
@@ -169,12 +166,9 @@ def _heads(term: TermSettings) -> set[str]:
     return set(term.algorithm.part.aggregations(term.algorithm.settings))
 
 
-def _model_of(reward: Any) -> str | None:
-    """The scalar model that a reward asks, by its reference."""
-    if reward is None or reward.part.model is None:
-        return None
+def _scalar_models(reward: Any) -> list[str]:
+    """The scalar models that a reward asks, by their references."""
     try:
-        found = call_named(reward.part.model, settings=reward.settings)
+        return [reference for _, reference, kind in part_uses((), reward) if kind == "scalar"]
     except UserError:
-        return None
-    return str(found) if found else None
+        return []

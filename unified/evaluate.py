@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from unified.data import Answer, Sampling
+from unified.data import Sampling
 from unified.run import Run, forward, heads_without_gradient, tabulate
 from unified.step import count, credit, look_ahead, score, weigh
-from unified.stream import Sampler, Stream, seed_of
+from unified.stream import NoSampler, Sampler, Stream, seed_of
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -40,7 +40,7 @@ def measure_rows(run: Run, stream: Stream) -> None:
     """Loss and metrics of the terms on held-out rows as they stand; the same verbs as in training, without a push."""
     assert run.settings.evaluation is not None
     wanted = min(run.settings.evaluation.num_prompts, len(stream.rows))
-    groups = run.processes.mine(stream.collect(stream.rows[:wanted], _refuse, 0))
+    groups = run.processes.mine(stream.collect(stream.rows[:wanted], NoSampler(run.tokenizer), 0))
     stream.judge(groups)
     kept, _ = stream.select(groups)
     table = tabulate(run, stream, kept)
@@ -81,7 +81,3 @@ def measure_answers(run: Run, stream: Stream) -> None:
         heads = heads_without_gradient(run, table, list(range(len(table.rows))), {"policy": both, "reference": both})
         gap = (heads["policy"]["logp"] - heads["reference"]["logp"]).sum(1)
         run.add("kl", float(gap.sum()), len(table.rows))
-
-
-def _refuse(*_: object) -> list[list[Answer]]:
-    raise RuntimeError("held-out rows are measured as they stand")

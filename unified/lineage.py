@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unified.check import local_path
 from unified.errors import UserError
 from unified.made import STAGE
 from unified.manifest import MANIFEST, Manifest, fingerprint_of, read_manifest, stage_folder
+from unified.named_models import local_path
 from unified.registry import catalogue
 from unified.runner import RUN_FILE
 from unified.settings import Chosen, Settings, choice_kind, nested_settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -122,7 +123,7 @@ def fingerprint_of(**parts: Any) -> str:
 
 
 def files_named(settings: Settings, home: Path) -> dict[str, str]:
-    """Hash of every existing file that a part's settings name (folders of datasets, too), by the name given there.
+    """Hash of every existing file that a part's settings name (for datasets folders and patterns, too), by that name.
 
     Data is an input like any other: when a file changes, what was made from it is made again. A text is taken for a
     path when it has a slash or a dot: `view: walks` is no folder of that name.
@@ -139,6 +140,10 @@ def files_named(settings: Settings, home: Path) -> dict[str, str]:
                     found[text] = sha256(path)
                 elif path.is_dir() and chosen.part.kind == "dataset":
                     found.update({f"{text}/{name}": value for name, value in hashes_under(path).items()})
+                elif chosen.part.kind == "dataset" and glob.has_magic(text):
+                    found.update(
+                        {os.path.relpath(p, home): sha256(Path(p)) for p in glob.glob(str(path)) if Path(p).is_file()}
+                    )
             except (OSError, ValueError):  # too long for a path, or with a zero byte: a text and no file
                 continue
     return found

@@ -14,7 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
+from unified.adapters import adapter_at, base_of, folded, is_scalar
 from unified.attention import NAME as ATTENTION
 from unified.errors import UserError
 from unified.registry import call_named, catalogue
@@ -32,6 +34,7 @@ class Artifact:
     path: its folder or hub id; module: the model itself, where it is in memory (then it wins over the path).
     own_tokenizer: the tokenizer in memory; without, the one at the path.
     value_head: of a policy with a shared trunk, in memory.
+    adapts: of an adapter at the path, the model that it is folded into whenever it is loaded.
     """
 
     kind: Kind
@@ -40,6 +43,7 @@ class Artifact:
     own_tokenizer: Any = None
     value_head: nn.Module | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    adapts: Artifact | None = None
 
     def tokenizer(self) -> Any:
         """The tokenizer that travels with the model; UserError where there is none."""
@@ -47,6 +51,8 @@ class Artifact:
             if self.path is None:
                 raise UserError("a model in memory needs its tokenizer", "give Artifact(..., own_tokenizer=tokenizer)")
             try:
+                if self.adapts is not None and not _has_tokenizer(self.path):
+                    return self.adapts.tokenizer()
                 self.own_tokenizer = AutoTokenizer.from_pretrained(self.path)
             except (OSError, ValueError) as error:
                 raise UserError(f"no tokenizer at {self.path}: {_first_line(error)}") from error
@@ -69,6 +75,9 @@ class Artifact:
             model = model if kind == self.kind else _scalar_from(model)
             set_dropout(model, dropout)
             return _with_attention(model)
+        if self.adapts is not None:
+            model = folded(self.adapts.load(self.kind, dropout=dropout), str(self.path))
+            return model if kind == self.kind else _with_attention(_scalar_from(model))
         return _from_path(str(self.path), kind, dropout)
 
     def __str__(self) -> str:
@@ -78,7 +87,7 @@ class Artifact:
 def base_tokenizer(settings: ModelSettings, home: Path) -> Any:
     """The tokenizer of a recipe's model, without loading the model."""
     if settings.path is not None:
-        return artifact_at(_resolve(settings.path, home)).tokenizer()
+        return artifact_at(_resolve(settings.path, home), home).tokenizer()
     if settings.tokenizer is None:
         raise UserError("a new model needs a tokenizer", "write `tokenizer: NAME`, a dataset that makes one")
     make = settings.tokenizer.part.tokenizer
@@ -91,7 +100,7 @@ def base_tokenizer(settings: ModelSettings, home: Path) -> Any:
 def base_artifact(settings: ModelSettings, home: Path, seed: int) -> Artifact:
     """The model that a recipe starts from; a new one has weights drawn from the seed."""
     if settings.path is not None:
-        return artifact_at(_resolve(settings.path, home))
+        return artifact_at(_resolve(settings.path, home), home)
     tokenizer = base_tokenizer(settings, home)
     return new_policy(dict(settings.new or {}), tokenizer, seed)
 
@@ -114,15 +123,38 @@ def new_policy(config: dict[str, Any], tokenizer: Any, seed: int) -> Artifact:
     return Artifact("policy", module=model.float(), own_tokenizer=tokenizer)
 
 
-def artifact_at(path: Path | str) -> Artifact:
-    """The model in a folder (or at a hub id); its kind is read from its configuration."""
+def artifact_at(path: Path | str, home: Path | None = None) -> Artifact:
+    """The model in a folder (or at a hub id); its kind is read from its configuration.
+
+    An adapter comes with the model that it adapts, which is looked for beside the adapter, in `home`, and on the hub.
+    """
     folder = Path(path)
-    if isinstance(path, Path) or folder.exists() or str(path).startswith((".", "/")):
+    local = isinstance(path, Path) or folder.exists() or str(path).startswith((".", "/"))
+    adapter = adapter_at(path)
+    if adapter is not None:
+        base = artifact_at(base_of(adapter, path, home), home)
+        kind: Kind = "scalar" if is_scalar(adapter) else base.kind
+        return Artifact(kind, folder if local else str(path), adapts=base)
+    if local:
         if not (folder / "config.json").is_file():
             raise UserError(f"no model at {path}", "a model folder holds config.json, weights and a tokenizer")
         names = json.loads((folder / "config.json").read_text()).get("architectures") or []
         return Artifact(_kind_of(names), folder)
     return Artifact("policy", str(path))
+
+
+def config_at(path: Path | str, home: Path | None = None) -> Any:
+    """The transformers configuration of a folder or hub id, that of the adapted model for an adapter.
+
+    UserError where there is none.
+    """
+    adapter = adapter_at(path)
+    if adapter is not None:
+        return config_at(base_of(adapter, path, home), home)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, StrictDataclassFieldValidationError) as error:
+        raise UserError(f"no configuration of a model at {path}: {_first_line(error)}") from error
 
 
 def _kind_of(architectures: list[str]) -> Kind:
@@ -139,16 +171,26 @@ def save_model(model: Any, tokenizer: Any, folder: Path, value_head: nn.Module |
         save_file({k: v.contiguous() for k, v in value_head.state_dict().items()}, folder / VALUE_HEAD)
 
 
+def stored_value_head(artifact: Artifact) -> nn.Linear | None:
+    """The shared-trunk value head that a policy brings, in memory or beside its weights; None where it has none."""
+    if artifact.value_head is not None:
+        weights = artifact.value_head.state_dict()
+    elif artifact.path is not None and (file := Path(artifact.path) / VALUE_HEAD).is_file():
+        weights = load_file(file)
+    else:
+        return stored_value_head(artifact.adapts) if artifact.adapts is not None else None
+    head = nn.Linear(weights["weight"].shape[1], 1)
+    head.load_state_dict(weights)
+    return head
+
+
 def load_value_head(artifact: Artifact, width: int) -> nn.Linear:
     """The shared-trunk value head beside a policy, or a fresh one of zeros."""
-    head = nn.Linear(width, 1)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    saved = Path(artifact.path) / VALUE_HEAD if artifact.path is not None else None
-    if artifact.value_head is not None:
-        head.load_state_dict(artifact.value_head.state_dict())
-    elif saved is not None and saved.is_file():
-        head.load_state_dict(load_file(saved))
+    head = stored_value_head(artifact)
+    if head is None:
+        head = nn.Linear(width, 1)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
     return head
 
 
@@ -165,11 +207,16 @@ def set_dropout(model: nn.Module, p: float | None) -> None:
 
 def base_context(settings: ModelSettings, home: Path) -> int:
     """Tokens that a recipe's model will be able to hold, from its configuration; UserError where there is none."""
+    return context_length(base_config(settings, home))
+
+
+def base_config(settings: ModelSettings, home: Path) -> Any:
+    """The configuration of a recipe's model, without loading it; UserError where there is none."""
+    if settings.path is not None:
+        return config_at(_resolve(settings.path, home), home)
+    written = dict(settings.new or {})
     try:
-        if settings.path is not None:
-            return context_length(AutoConfig.from_pretrained(_resolve(settings.path, home)))
-        written = dict(settings.new or {})
-        return context_length(AutoConfig.for_model(written.pop("model_type", ""), **written))
+        return AutoConfig.for_model(written.pop("model_type", ""), **written)
     except (OSError, ValueError, TypeError, StrictDataclassFieldValidationError) as error:
         raise UserError(f"no configuration of a model: {_first_line(error)}") from error
 
@@ -267,6 +314,11 @@ def _resolve(path: str, home: Path) -> Path | str:
     local = Path(path).expanduser()
     local = local if local.is_absolute() else home / local
     return local if local.exists() or path.startswith((".", "/", "~")) else path
+
+
+def _has_tokenizer(path: Path | str) -> bool:
+    """Whether a tokenizer lies beside an adapter."""
+    return cached_file(path, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False) is not None
 
 
 def _first_line(error: BaseException) -> str:

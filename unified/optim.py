@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import get_scheduler
+from transformers import SchedulerType, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from unified.errors import UserError, unknown_name
+from unified.errors import Problem, UserError, unknown_name
 from unified.stage import TrainSettings
 
 #: names that transformers uses -> class in torch.optim
@@ -20,16 +22,21 @@ OPTIMISERS = {
     "adagrad": "Adagrad",
     "rmsprop": "RMSprop",
 }
-#: schedules of transformers that need nothing but the steps
+#: schedules of transformers that follow from the steps alone
 SCHEDULES = (
     "constant",
     "constant_with_warmup",
     "cosine",
+    "cosine_warmup_with_min_lr",
+    "cosine_with_min_lr",
     "cosine_with_restarts",
     "inverse_sqrt",
     "linear",
     "polynomial",
+    "warmup_stable_decay",
 )
+#: what `schedule` itself gives a schedule of transformers
+_GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
 
 def optimiser_class(name: str) -> type[torch.optim.Optimizer]:
@@ -79,9 +86,52 @@ def schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: i
     """transformers' learning-rate schedule of that name over `steps` optimiser steps.
 
     With warm-up, "constant" is its "constant_with_warmup": the plain one would leave the warm-up out without a word.
+    A floor in `lr_scheduler_kwargs` that is a rate (min_lr, lr_end) is that of the policy; other roles fall by the same
+    share. UserError for a schedule or a setting of it that is not there, or that transformers refuses.
     """
-    if settings.lr_scheduler_type not in SCHEDULES:
-        raise UserError(unknown_name("schedule", settings.lr_scheduler_type, SCHEDULES).text())
+    name = settings.lr_scheduler_type
+    problems = _named_problems(settings)
+    if problems:
+        raise UserError(problems[0].text())
     warmup = settings.warmup_steps or int(settings.warmup_ratio * steps)
-    name = "constant_with_warmup" if settings.lr_scheduler_type == "constant" and warmup else settings.lr_scheduler_type
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    name = "constant_with_warmup" if name == "constant" and warmup else name
+    try:
+        return get_scheduler(
+            name, optimizer, num_warmup_steps=warmup, num_training_steps=steps,
+            scheduler_specific_kwargs=dict(settings.lr_scheduler_kwargs),
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        raise UserError(f"schedule '{name}': {str(error).strip()}") from error
+
+
+def schedule_problems(settings: TrainSettings) -> list[Problem]:
+    """What is wrong with the schedule and its settings; it is tried on an optimiser of one weight."""
+    problems = _named_problems(settings)
+    if problems:
+        return problems
+    steps = settings.max_steps if settings.max_steps > 0 else 1_000_000
+    weight = nn.Parameter(torch.zeros(1))
+    try:
+        tried = schedule(torch.optim.SGD([weight], lr=role_rate(settings, "policy")), settings, steps)
+        for step in (0, steps // 2, steps):
+            [float(rate(step)) for rate in tried.lr_lambdas]
+    except (UserError, TypeError, ValueError, ZeroDivisionError) as error:
+        first = str(error).strip().splitlines()[0]
+        what = first if first.startswith("schedule") else f"schedule '{settings.lr_scheduler_type}': {first}"
+        return [Problem(what, ("lr_scheduler_kwargs" if settings.lr_scheduler_kwargs else "lr_scheduler_type",))]
+    return []
+
+
+def _named_problems(settings: TrainSettings) -> list[Problem]:
+    """A schedule, or a setting of it, whose name nobody knows."""
+    name = settings.lr_scheduler_type
+    if name not in SCHEDULES:
+        return [unknown_name("schedule", name, SCHEDULES, at=("lr_scheduler_type",))]
+    function: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
+    taken = inspect.signature(function).parameters
+    known = [key for key in taken if key not in _GIVEN]
+    return [
+        unknown_name(f"setting of schedule '{name}'", key, known, at=("lr_scheduler_kwargs", key))
+        for key in settings.lr_scheduler_kwargs
+        if key not in known
+    ]

@@ -200,8 +200,10 @@ class Dataset(Part):
 class DataFormat(Part):
     """How one row of a file becomes an Example.
 
-    recognises(columns) -> bool, from the set of a file's column names.
-    convert(row, settings) -> Example; raise ValueError with what is wrong for a row that does not fit.
+    recognises(columns, row) -> bool, from the set of a file's column names and, where these do not decide, from what
+        stands in its first row.
+    convert(row, settings) -> Example, or a list of them (also empty) where a row holds several prompts; raise
+        ValueError with what is wrong for a row that does not fit.
     """
 
     recognises: Callable[..., bool] | None = None
@@ -209,7 +211,7 @@ class DataFormat(Part):
 
     kind: ClassVar[str] = "format"
     offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
-        "recognises": ("columns",),
+        "recognises": ("columns", "row"),
         "convert": ("row", "settings"),
     }
 
@@ -218,36 +220,45 @@ class DataFormat(Part):
 class DataSource(Part):
     """How prompts get their answers: as they stand in the rows, or sampled from the policy.
 
-    collect(prompts, settings, sample, seed) -> list[PromptGroup]; `prompts` are PromptGroups drawn from the dataset in
-        seeded order (this process's share where the source is online, else those of all processes);
-        `sample(prompts, n, sampling)` asks the rollout engine with the policy as it is now.
+    collect(prompts, settings, sample, seed, models, folder) -> list[PromptGroup]; `prompts` are PromptGroups drawn from
+        the dataset in seeded order (this process's share where the source is online, else those of all processes);
+        `sample(prompts, n, sampling)` asks the rollout engine with the policy as it is now, `sample.decode(ids)` is text
+        and `sample.tokenizer` its tokenizer; `models` and `folder` are those of a reward.
+    models(settings) -> as for a reward, for sources that judge while they search.
     online: whether collect asks the rollout engine.
     """
 
     collect: Callable[..., Any] | None = None
+    models: Callable[..., Mapping[str, str]] | None = None
     online: bool = False
 
     kind: ClassVar[str] = "source"
-    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {"collect": ("prompts", "settings", "sample", "seed")}
+    offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
+        "collect": ("prompts", "settings", "sample", "seed", "models", "folder"),
+        "models": ("settings",),
+    }
 
 
 @dataclass(frozen=True)
 class Reward(Part):
     """How good an answer is.
 
-    judge(groups, settings, score) -> one list per group, one entry per answer: a float, a list of floats (one per
-        token of the answer), or None where the judgement failed (missing, never zero).
-        `score(groups)` gives the same shape from the scalar model that `model` names.
-    model(settings) -> reference of the scalar model to load beside the policy (a path, `stage:NAME`), or None.
+    judge(groups, settings, models, folder) -> one list per group, one entry per answer: a float, a list of floats (one
+        per token of the answer), or None where the judgement failed (missing, never zero). Columns that it writes into
+        an answer (`answer.columns`) are reported as reward/NAME.
+        `models` maps the references that `models` gives to unified.Judge: `.score(groups)` and `.score_tokens(groups)`
+        of a scalar model, `.answer(prompts, sampling, n)` of a policy. `folder` is that of the recipe.
+    models(settings) -> {reference: "scalar" or "policy"}, the models to load beside the policy (a path, `stage:NAME`);
+        "self" is the policy itself as it is now.
     """
 
     judge: Callable[..., Any] | None = None
-    model: Callable[..., str | None] | None = None
+    models: Callable[..., Mapping[str, str]] | None = None
 
     kind: ClassVar[str] = "reward"
     offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
-        "judge": ("groups", "settings", "score"),
-        "model": ("settings",),
+        "judge": ("groups", "settings", "models", "folder"),
+        "models": ("settings",),
     }
 
 
@@ -274,8 +285,10 @@ class StageKind(Part):
 
     run(stage, settings) -> StageResult; `stage` is a unified.stage.StageContext.
     uses(settings) -> list of (path of keys, reference, kind needed): every model reference in the settings ("base",
-        "stage:NAME", a path) with the kind of model it must be, "policy", "scalar" or "any". Datasets of other stages
-        are found without its help.
+        "stage:NAME", a path) with the kind of model it must be, "policy", "scalar" or "any". A fourth item says what it
+        must have in common with the stage's own `model` (else the first of the list): some of "vocabulary", "template",
+        "architecture"; without, the first two for a scalar model, nothing for others. Datasets of other stages are
+        found without its help.
     makes(settings) -> "policy", "scalar", "dataset" or None: the kind of model it leaves behind, or a dataset, which
         later stages name as `data: stage:NAME`.
     check(settings, home, seed, tokenizer) -> list of Problems found without loading a model: combinations that make no

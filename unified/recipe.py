@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from unified.edges import KEY as ALLOW
 from unified.errors import Problem, UserError, did_you_mean, unknown_name
 from unified.made import STAGE
 from unified.registry import catalogue
@@ -301,7 +302,7 @@ def kind_of(stage: Node, defaults: Node | None = None) -> str:
 
 def _keys_of_kind(kind: str) -> set[str]:
     part = catalogue().find("stage", kind)
-    return {"kind", *part.settings.model_fields} if part else {"kind"}
+    return {"kind", ALLOW, *part.settings.model_fields} if part else {"kind"}
 
 
 def _check_defaults(recipe: Recipe, defaults: Node, known: dict[str, set[str]]) -> None:

@@ -1,33 +1,42 @@
 """Turns rows of text into prompt groups of tokens: special tokens, chat templates, length limits. Imports no torch.
 
-A prompt is rendered once and never changes: whatever answers it, from the data or sampled, continues the same ids.
+A prompt is rendered once and never changes: whatever answers it, from the data or sampled, continues the same ids. Rows
+ask for tokens by yielding texts, so that the texts of many rows go through one call of the tokenizer.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
+from unified.chat import PLAIN_TEMPLATE as PLAIN_TEMPLATE
+from unified.chat import Chat, Stretch, Tools, tools_of
 from unified.data import Answer, Example, Message, PromptGroup, Text
 from unified.errors import UserError
+from unified.fit import Policy, TooLong, cut_answers, cut_left, overflow, shorter
+from unified.tokens import Asking, Tokens, given
 
-#: for tokenizers without a chat template; its words are those of the small models that were trained with one
-PLAIN_TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ 'Assistant: ' + m['content'] + eos_token + '\\n' }}"
-    "{% elif m['role'] == 'system' %}{{ m['content'] + '\\n' }}"
-    "{% else %}{{ 'User: ' + m['content'] + '\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
-)
+#: rows whose texts go through the tokenizer together
+CHUNK = 1000
+
+Done = Counter[str]
 
 
-class TooLong(ValueError):  # noqa: N818
-    """A row has more tokens than the limit. `row` is its number in the dataset, from 0."""
+@dataclass
+class _Row:
+    """One row of an answer: the ids it continues, its own, where its gradient is (None: everywhere), how it reads."""
 
-    def __init__(self, row: int, tokens: int, limit: int) -> None:
-        super().__init__(f"row {row} has {tokens} tokens, the limit is {limit}")
-        self.row, self.tokens, self.limit = row, tokens, limit
+    context: list[int]
+    ids: list[int]
+    mask: list[bool] | None
+    text: str
 
 
 class Renderer:
@@ -48,117 +57,211 @@ class Renderer:
                 "set tokenizer.eos_token and save it beside the model",
             )
         self.tokenizer, self.max_length = tokenizer, max_length
-        self.eos_ids = {int(tokenizer.eos_token_id), *eos_ids}
-        self._template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-        bos = tokenizer.bos_token_id
-        adds = bool(getattr(tokenizer, "add_bos_token", False)) or bos in tokenizer("a").input_ids[:1]
-        self._bos = [bos] if bos is not None and adds else []
-        first = tokenizer.convert_ids_to_tokens(self._plain("a")[:1])
-        self._adds_space = bool(first) and first[0].startswith("▁")
+        self.tokens = Tokens(tokenizer, eos_ids)
+        self.chat = Chat(tokenizer, self.tokens.end_texts)
 
-    def prompt_ids(self, prompt: Text) -> list[int]:
+    def prompt_ids(self, prompt: Text, tools: Tools | None = None) -> list[int]:
         """Token ids of a prompt, ready to be continued.
 
         Text gets the beginning-of-sequence token that the tokenizer itself would add, once. Messages go through the
-        chat template (PLAIN_TEMPLATE where there is none) up to and with the opening of the assistant's turn. Empty for
-        an empty text where the tokenizer adds nothing.
+        chat template (PLAIN_TEMPLATE where there is none) up to and with the opening of the assistant's turn; a
+        template writes that token itself, or there is none. Empty for an empty text where the tokenizer adds nothing.
         """
-        return self._rendered(prompt)[1]
+        return self.tokens.alone(self._prompt(prompt, self.text(prompt, tools)))
 
-    def answer_ids(self, prompt: Text, answer: str) -> list[int]:
+    def answer_ids(self, prompt: Text, answer: str | Sequence[Message], tools: Tools | None = None) -> list[int]:
         """Token ids of an answer to that prompt, the end-of-sequence token last; never empty.
 
         After messages these are the tokens by which the rendered conversation is longer than the rendered prompt; what
-        the template writes behind the end-of-sequence token (a line break) is left out, as in a sampled answer.
+        the template writes behind the token that ends the last turn (a line break) is left out, as in a sampled answer.
 
         Raises:
-            ValueError: the chat template writes the prompt in another way once an answer follows.
+            ValueError: the chat template writes the prompt in another way once an answer follows, or rewrites its past.
         """
-        return self._answered(prompt, answer, *self._rendered(prompt))
+        rows, _ = self.tokens.alone(self._rows(prompt, answer, tools, self.text(prompt, tools)))
+        if len(rows) > 1 or rows[0].context != self.prompt_ids(prompt, tools):
+            raise ValueError("the answer does not continue the prompt: the chat template rewrites its past")
+        return rows[0].ids
 
-    def text(self, prompt: Text) -> str:
+    def text(self, prompt: Text, tools: Tools | None = None) -> str:
         """The prompt as it reads: text as it is, messages as the chat template writes them."""
-        return prompt if isinstance(prompt, str) else self._templated(prompt, opening=True)
+        return prompt if isinstance(prompt, str) else self.chat.text(prompt, tools, opening=True)
 
     def group(self, example: Example, *, row: int = -1, reserve: int = 0) -> PromptGroup:
         """One row as tokens.
 
         Args:
-            example: the row.
+            example: the row; the tools of its column `tools` (JSON schemas, or their JSON text) go to the template.
             row: its number in the dataset, from 0; becomes the group's key.
             reserve: tokens to be kept free for a sampled answer; where it is not 0 the answers of the row do not count.
+        Returns:
+            The group. An answer whose conversation the template rewrites (it strips earlier reasoning, say) is several
+            answers, one per turn of the assistant, with one `trajectory`: each stands behind what is served before that
+            turn, of which the group's prompt is what all have in common.
         Raises:
             TooLong: prompt and longest answer (or reserve) have more than max_length tokens.
-            ValueError: as answer_ids, or there is not one reward per answer.
+            ValueError: the template cannot write the row, or there is not one reward per answer.
         """
+        return self.tokens.alone(self._fitted(example, row, reserve, "refuse"))[0]
+
+    def groups(
+        self, examples: Sequence[Example], *, first: int = 0, reserve: int = 0, too_long: Policy = "refuse"
+    ) -> list[tuple[PromptGroup, Done] | ValueError]:
+        """Rows numbered from `first` as `group` gives them, with what was done to each; or what it raises.
+
+        A row over the limit is cut as too_long says; TooLong where that cannot be done. What is counted: render_rows.
+        """
+        rows = [self._fitted(example, first + i, reserve, too_long) for i, example in enumerate(examples)]
+        with _no_collection():
+            return self.tokens.together(rows)
+
+    def _fitted(self, example: Example, row: int, reserve: int, policy: Policy) -> Asking[tuple[PromptGroup, Done]]:
+        """A row, cut where it is too long and the policy says how."""
+        group, done = yield from self._group(example, row, reserve)
+        over = overflow(group, self.max_length, reserve)
+        if over <= 0:
+            return group, done
+        too_long = TooLong(row, self.max_length + over, self.max_length)
+        if policy == "cut_answer" and not reserve and cut_answers(group, self.max_length, self.tokens.decode):
+            return group, done + Counter(cut_answer=1)
+        if policy == "cut_prompt":
+            for less in shorter(example, sampled=bool(reserve)):
+                group, done = yield from self._group(less, row, reserve)
+                over = overflow(group, self.max_length, reserve)
+                if over <= 0:
+                    return group, done + Counter(cut_prompt=1)
+            if cut_left(group, over, self.tokenizer.bos_token_id, self.tokenizer.decode):
+                return group, done + Counter(cut_prompt=1)
+        raise too_long
+
+    def _group(self, example: Example, row: int, reserve: int) -> Asking[tuple[PromptGroup, Done]]:
+        """A row, however long it is, and what its template did to it."""
         rewards = example.rewards if example.rewards is not None else [None] * len(example.answers)
         if len(rewards) != len(example.answers):
             raise ValueError(f"row {row} has {len(rewards)} rewards but {len(example.answers)} answers")
-        shown, prompt = self._rendered(example.prompt)
+        tools = None if isinstance(example.prompt, str) else tools_of(example.columns)
+        shown = self.text(example.prompt, tools)
+        done: Done = Counter()
+        if tools and shown == self.text(example.prompt):
+            done["tools_left_out"] += 1
         columns = number_columns(example.columns)
-        answers = [
-            Answer(self._answered(example.prompt, text, shown, prompt), text, reward=reward, columns=dict(columns))
-            for text, reward in zip(example.answers, rewards, strict=True)
-        ]
-        longest = reserve or max((len(a.ids) for a in answers), default=0)
-        if len(prompt) + longest > self.max_length:
-            raise TooLong(row, len(prompt) + longest, self.max_length)
-        return PromptGroup(prompt, answers, shown, dict(example.columns), row)
-
-    def _rendered(self, prompt: Text) -> tuple[str, list[int]]:
-        """A prompt as it reads, and as token ids."""
-        shown = self.text(prompt)
-        ids = self._plain(shown)
-        return shown, self._with_bos(ids) if isinstance(prompt, str) or self._template else ids
-
-    def _answered(self, prompt: Text, answer: str, shown: str, ids: list[int]) -> list[int]:
-        """answer_ids, for a prompt that reads `shown` and has those ids."""
-        if isinstance(prompt, str):
-            return [*self._continuation(answer), self.tokenizer.eos_token_id]
-        whole = self._templated([*prompt, {"role": "assistant", "content": answer}], opening=False)
-        after = self._with_bos(self._plain(whole)) if self._template else self._plain(whole)
-        if after[: len(ids)] == ids:
-            return self._ended(after[len(ids) :])
-        if not whole.startswith(shown):
-            raise ValueError(
-                "the chat template writes a prompt differently once an answer follows: "
-                f"...{shown[-60:]!r} became ...{whole[: len(shown)][-60:]!r}"
-            )
-        return self._ended(self._continuation(whole[len(shown) :]))
-
-    def _plain(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-    def _continuation(self, text: str) -> list[int]:
-        """Ids of text that stands behind other text: without the space that some tokenizers put before everything."""
-        if self._adds_space:
-            mark = self._plain("\n")
-            ids = self._plain("\n" + text)
-            if ids[: len(mark)] == mark:
-                return ids[len(mark) :]
-        return self._plain(text)
-
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        return ids if ids[:1] == self._bos else [*self._bos, *ids]
-
-    def _templated(self, messages: Sequence[Message], *, opening: bool) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                [dict(m) for m in messages],
-                chat_template=self._template,
-                add_generation_prompt=opening,
-                tokenize=False,
-            )
+        made: list[tuple[list[int], Answer]] = []  # what it continues, and the answer
+        asked = yield from self.tokens.beside(
+            [self._rows(example.prompt, answer, tools, shown) for answer in example.answers]
         )
+        for k, (found, reward) in enumerate(zip(asked, rewards, strict=True)):
+            rows, said = given(found)
+            done += said
+            name = f"{row}-{k}" if len(rows) > 1 else None
+            for one in rows:
+                new = Answer(one.ids, one.text, one.mask, reward, trajectory=name, columns=dict(columns))
+                made.append((one.context, new))
+        if made and not reserve:
+            prompt = _in_common([context for context, _ in made])
+        else:
+            prompt = yield from self._prompt(example.prompt, shown)
+        answers = [_behind(context[len(prompt) :], a) for context, a in made if context[: len(prompt)] == prompt]
+        if len(answers) < len(made):  # where answers are sampled: these begin in another way than sampled ones do
+            done["answers_left_out"] += len(made) - len(answers)
+        return PromptGroup(prompt, answers, shown, dict(example.columns), row), done
 
-    def _ended(self, ids: list[int]) -> list[int]:
-        """The ids up to the last end-of-sequence token if only white space follows it, else with one behind them."""
-        for place in range(len(ids) - 1, -1, -1):
-            if ids[place] in self.eos_ids:
-                return ids[: place + 1]
-            if self.tokenizer.decode([ids[place]]).strip():
-                break
-        return [*ids, self.tokenizer.eos_token_id]
+    def _prompt(self, prompt: Text, shown: str) -> Asking[list[int]]:
+        (ids,) = yield [shown]
+        return self.tokens.with_bos(ids) if isinstance(prompt, str) or self.chat.plain else list(ids)
+
+    def _rows(
+        self, prompt: Text, answer: str | Sequence[Message], tools: Tools | None, shown: str
+    ) -> Asking[tuple[list[_Row], Done]]:
+        """The rows of one answer to a prompt that reads `shown`, and what its template did to it."""
+        if isinstance(prompt, str):
+            if not isinstance(answer, str):
+                raise ValueError("an answer of messages needs a prompt of messages")
+            context = yield from self._prompt(prompt, shown)
+            (ids,) = yield from self.tokens.behind([answer])
+            return [_Row(context, [*ids, self.tokens.eos], None, answer)], Counter()
+        turns = [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
+        stretches = self.chat.stretches(prompt, turns, tools, shown)
+        rows = yield from self.tokens.beside([self._row(stretch) for stretch in stretches])
+        done = Counter(
+            cut_by_turn=int(len(stretches) > 1),
+            opened_otherwise=sum(s.shared for s in stretches),
+            words_put_back=sum(s.verbatim for s in stretches),
+            words_left_out=sum(s.left_out for s in stretches),
+        )
+        return [given(row) for row in rows], +done
+
+    def _row(self, stretch: Stretch) -> Asking[_Row]:
+        """A stretch as tokens: the context as it is served, then what follows it in the whole.
+
+        A token of the whole that stands across the end of the context is not there: what follows is then tokenised
+        apart, as a sampled answer would be. A token across the edge of a later turn is learned if the turn has its
+        first character.
+        """
+        context, whole = yield [stretch.before, stretch.whole]
+        plain = len(context)
+        if self.chat.plain:
+            context, whole = self.tokens.with_bos(context), self.tokens.with_bos(whole)
+        if stretch.shared:
+            context = _in_common([context, whole])
+        rest, begin = whole[len(context) :], len(stretch.before)
+        continues = whole[: len(context)] == context
+        if not continues:
+            (rest,) = yield from self.tokens.behind([stretch.whole[begin:]])
+        if len(stretch.said) == 1:
+            return _Row(context, self.tokens.to_end(rest, add=True), None, stretch.text)
+        edges = [place - begin for span in stretch.said for place in span]
+        pieces = [stretch.whole[begin + a : begin + b] for a, b in pairwise(edges)]
+        apart = yield from self.tokens.behind(pieces)
+        if [token for ids in apart for token in ids] == rest:  # turn by turn is as the whole
+            places = [sum(map(len, apart[:i])) for i in range(len(edges))]
+        elif continues:
+            found = self.tokens.places(stretch.whole, [begin + edge for edge in edges], lead=False)
+            places = [place - plain for place in found]
+        else:
+            places = self.tokens.places(stretch.whole[begin:], edges, lead=True)
+        return self._masked(context, rest, places, stretch.text)
+
+    def _masked(self, context: list[int], rest: list[int], places: Sequence[int], text: str) -> _Row:
+        """places: where the turns of the assistant begin and end in `rest`, in tokens."""
+        ids, mask = list(rest[: places[0]]), [False] * places[0]
+        for i in range(0, len(places), 2):
+            last = i + 2 == len(places)
+            turn = rest[places[i] : places[i + 1]]
+            said = self.tokens.to_end(turn, add=last)
+            following = [] if last else rest[places[i] + len(said) : places[i + 2]]
+            ids += [*said, *following]
+            mask += [*[True] * len(said), *[False] * len(following)]
+        return _Row(context, ids, mask, text)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No search for garbage: so many new lists would set off many, each through all that is alive."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _in_common(contexts: list[list[int]]) -> list[int]:
+    """The ids with which all begin."""
+    first, *others = contexts
+    end = len(first)
+    for other in others:
+        if other[:end] != first[:end]:
+            end = next(i for i in range(end) if other[i : i + 1] != first[i : i + 1])
+    return first[:end]
+
+
+def _behind(context: list[int], answer: Answer) -> Answer:
+    """The answer with context in front of it that carries no gradient."""
+    if not context:
+        return answer
+    mask = [False] * len(context) + (answer.loss_mask or [True] * len(answer.ids))
+    return replace(answer, ids=[*context, *answer.ids], loss_mask=mask)
 
 
 def number_columns(columns: Mapping[str, Any]) -> dict[str, float]:
@@ -171,7 +274,7 @@ def render_rows(
     examples: Sequence[Example],
     *,
     needs_answers: int,
-    too_long: Literal["refuse", "drop"] = "refuse",
+    too_long: Policy = "refuse",
     reserve: int = 0,
 ) -> tuple[list[PromptGroup], dict[str, int]]:
     """All rows as tokens, in order, and how many there were.
@@ -180,10 +283,18 @@ def render_rows(
         renderer: the tokenizer and the limit.
         examples: the rows; what their `counts` (where they have one) say of rows left out before is passed on.
         needs_answers: fewest answers a row must have; 0 for prompts alone.
-        too_long: what to do with a row over the limit.
+        too_long: what to do with a row over the limit. "cut_prompt" takes a conversation's oldest turns, but keeps the
+            system's where that suffices, and then (and of text) tokens from the left, but keeps a beginning token.
+            "cut_answer" takes tokens from the right of an answer, which then has no end token. A row that even so does
+            not fit is dropped: cut_prompt where the answer alone is too long, cut_answer where the prompt is, and
+            where answers are sampled.
         reserve: tokens kept free for a sampled answer; then only the prompt counts.
     Returns:
-        The groups (key: the row's number from 0), and {"rows", "kept", "dropped_too_long", ...}.
+        The groups (key: the row's number from 0), and {"rows", "kept", "dropped_too_long"} with, where they are not 0,
+        rows "cut_prompt" and "cut_answer"; answers "cut_by_turn", as the template rewrites its past; turns with
+        "words_put_back" that the template leaves out, and with "words_left_out" that could not be put back; turns
+        "opened_otherwise", written behind another opening than the one that is served (`<think>`, say); rows with
+        "tools_left_out" by the template; and, where answers are sampled, "answers_left_out", which are such turns.
     Raises:
         UserError: no rows at all or none left; a row over the limit where too_long is "refuse"; a row with too few
             answers; a row whose rendering fails. Each names the row.
@@ -191,32 +302,41 @@ def render_rows(
     if not len(examples):
         raise UserError("the dataset has no rows", "give a file or a setting that leaves at least one")
     groups: list[PromptGroup] = []
-    dropped = 0
-    for row, example in enumerate(examples):
-        if len(example.answers) < needs_answers:
-            raise UserError(
-                f"{_place(row, example)} has {len(example.answers)} answers, this stage needs {needs_answers} or more",
-                "1 to imitate, 2 for a preference, more for a ranking; `columns:` says where a file keeps them",
-            )
-        try:
-            groups.append(renderer.group(example, row=row, reserve=reserve))
-        except TooLong as error:
-            dropped += 1
-            if too_long == "refuse":
-                what = f", {reserve} of them kept free for the answer" if reserve else ""
+    counts: Done = Counter(rows=len(examples), kept=0, dropped_too_long=0)
+    for first in range(0, len(examples), CHUNK):
+        chunk = [examples[i] for i in range(first, min(first + CHUNK, len(examples)))]
+        made = renderer.groups(chunk, first=first, reserve=reserve, too_long=too_long)
+        for row, (example, one) in enumerate(zip(chunk, made, strict=True), first):
+            if len(example.answers) < needs_answers:
                 raise UserError(
-                    f"{_place(row, example)} has {error.tokens} tokens{what}; the limit is {error.limit}",
-                    "set too_long: drop, or a larger max_length",
-                ) from error
-        except ValueError as error:
-            raise UserError(f"{_place(row, example)}: {error}") from error
+                    f"{_place(row, example)} has {len(example.answers)} answers, "
+                    f"this stage needs {needs_answers} or more",
+                    "1 to imitate, 2 for a preference, more for a ranking; `columns:` says where a file keeps them",
+                )
+            if isinstance(one, TooLong) and too_long != "refuse":
+                counts["dropped_too_long"] += 1
+            elif isinstance(one, ValueError):
+                raise _refused(row, example, one, reserve) from one
+            else:
+                groups.append(one[0])
+                counts.update(one[1])
     if not groups:
         raise UserError(
             f"all {len(examples)} rows have more than {renderer.max_length} tokens",
             "set a larger max_length, or other data",
         )
-    counts = {"rows": len(examples), "kept": len(groups), "dropped_too_long": dropped}
+    counts["kept"] = len(groups)
     return groups, {**getattr(examples, "counts", {}), **counts}
+
+
+def _refused(row: int, example: Example, error: ValueError, reserve: int) -> UserError:
+    if not isinstance(error, TooLong):
+        return UserError(f"{_place(row, example)}: {error}")
+    what = f", {reserve} of them kept free for the answer" if reserve else ""
+    return UserError(
+        f"{_place(row, example)} has {error.tokens} tokens{what}; the limit is {error.limit}",
+        "set too_long: drop, or a larger max_length",
+    )
 
 
 def template_hash(tokenizer: Any) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unified.attention import packed_masks
 from unified.distribution import Divergence, TeacherChunk, divergence, likeliest, log_prob_chunks
-from unified.layout import Layout, Row, lay_out
+from unified.layout import Kind, Layout, Row, lay_out
 from unified.logprob import read_distribution
 from unified.models import scalar_head
 from unified.parts import STATISTICS
@@ -176,21 +176,37 @@ def head_is_linear(model: Any) -> bool:
         model.train(was_training)
 
 
-@torch.no_grad()
 def packing_is_exact(model: Any) -> bool:
-    """Whether packed rows give the hidden states of rows alone, tried on three short rows.
+    """Whether packed rows give the hidden states of rows alone.
 
-    False for models that look at the tokens before them in other ways than attention (recurrent and hybrid ones).
+    False for models that look at the tokens before them in other ways than attention (recurrent and hybrid ones), and
+    for attention that a stream without a mask does not compute (in chunks, or within a window that is not passed on).
     """
+    return _gives_the_same(model, "packed")
+
+
+def sharing_is_exact(model: Any) -> bool:
+    """Whether answers behind one shared prompt give the hidden states of rows alone; windows are counted by position.
+
+    False besides for models that measure distances in the stream.
+    """
+    return _gives_the_same(model, "prefix-shared")
+
+
+@torch.no_grad()
+def _gives_the_same(model: Any, kind: Kind) -> bool:
+    """Whether a layout gives the hidden states of rows alone, tried on a prompt with three answers and one with two."""
     size = model.get_input_embeddings().weight.shape[0]
     device = next(model.parameters()).device
-    rows = [Row([(7 * i + j) % size for j in range(3)], [(5 * i + 3 * j + 1) % size for j in range(n)], [True] * n)
-            for i, n in enumerate((2, 5, 3))]  # fmt: skip
+    rows = []
+    for i, n in enumerate((2, 5, 4, 3, 1)):
+        prompt, answer = [7 * (i // 3) + j for j in range(3)], [5 * i + 3 * j + 1 for j in range(n)]
+        rows.append(Row([t % size for t in prompt], [t % size for t in answer], [True] * n))
     was_training = model.training
     model.eval()
     try:
-        packed, alone = lay_out(rows, "packed").to(device), lay_out(rows, "padded").to(device)
-        together, apart = trunk(model, packed)[packed.after], trunk(model, alone)[alone.after]
+        laid, alone = lay_out(rows, kind).to(device), lay_out(rows, "padded").to(device)
+        together, apart = (trunk(model, x)[torch.cat([x.before, x.after])] for x in (laid, alone))
         return bool(torch.allclose(together, apart, rtol=1e-3, atol=1e-4))
     except (RuntimeError, TypeError, ValueError):
         return False

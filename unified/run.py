@@ -16,7 +16,7 @@ from unified.batch import Batch
 from unified.data import PromptGroup
 from unified.distribution import Divergence
 from unified.errors import UserError, unknown_name
-from unified.layout import Kind, Row, cut, lay_out
+from unified.layout import Kind, Row, cut, lay_out, sharing_pays
 from unified.processes import Processes
 from unified.roles import Asks, Roles
 from unified.stage import StageContext, TrainSettings
@@ -44,6 +44,11 @@ class Table:
         """Tokens of every row."""
         return [r.tokens for r in self.rows]
 
+    @cached_property
+    def shares(self) -> bool:
+        """Whether its prompts, computed once for all of their answers, save enough."""
+        return sharing_pays(self.rows)
+
     @property
     def places(self) -> list[tuple[str, int, int]]:
         """Where things of each row are kept: by its tokens, because answers may leave a group or change places."""
@@ -70,7 +75,7 @@ class Run:
     trained: role -> heads that are pushed there. step, iteration: optimiser steps and collected batches done.
     kept: log-probs of the reference on fixed rows, computed once; kept_top: the teacher's likeliest tokens, likewise.
     divergences: what the `logits` heads compute, by name. total_prompts: prompts to draw in all.
-    dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
+    judges: (reference, kind) of a model that a reward or source asks -> its role. dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
     """
 
     stage: StageContext
@@ -99,6 +104,7 @@ class Run:
     last: dict[str, float] = field(default_factory=dict)
     evaluated: dict[str, float] = field(default_factory=dict)
     best: Best | None = None
+    judges: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -114,6 +120,12 @@ class Run:
     def pad(self) -> int:
         """An id for empty slots."""
         return int(self.tokenizer.pad_token_id or 0)
+
+    def layout_of(self, table: Table) -> Kind:
+        """How the rows of a table are laid out: `auto` shares prompts only where that pays."""
+        if self.layout == "prefix-shared" and self.settings.layout == "auto" and not table.shares:
+            return "packed"
+        return self.layout
 
     @property
     def several_terms(self) -> bool:
@@ -225,7 +237,7 @@ def forward(run: Run, table: Table | None, index: Sequence[int], asks: Asks) -> 
     """
     rows = [table.rows[i] for i in index] if table and index else [Row([run.pad], [run.pad], [True])]
     temperature = table.stream.temperature if table else 1.0
-    layout = lay_out(rows, run.layout, pad=run.pad).to(run.device)
+    layout = lay_out(rows, run.layout_of(table) if table else run.layout, pad=run.pad).to(run.device)
     seen = visits(run, table, list(index), layout)
     try:
         out: dict[str, dict[str, Tensor]] = run.model(layout, asks, temperature, seen)
@@ -256,12 +268,8 @@ def heads_without_gradient(run: Run, table: Table, wanted: Sequence[int], asks: 
 
     Every process runs as many forwards as the one that needs most.
     """
-    costs = [table.costs[i] for i in wanted]
-    parts = [
-        m
-        for p in cut(costs, [[i] for i in range(len(wanted))], run.settings.tokens_per_micro_batch, run.layout)
-        for m in p
-    ]
+    rows, budget = [table.rows[i] for i in wanted], run.settings.tokens_per_micro_batch
+    parts = [m for p in cut(rows, [[i] for i in range(len(rows))], budget, run.layout_of(table)) for m in p]
     full: dict[str, dict[str, Tensor]] = {r: {} for r in asks}
     shape = table.batch.loss_mask.shape
     for k in range(run.processes.most(len(parts))):
@@ -277,13 +285,3 @@ def heads_without_gradient(run: Run, table: Table, wanted: Sequence[int], asks: 
         for head in names:
             full[role].setdefault(head, torch.zeros(shape, dtype=run.dtype, device=run.device))
     return full
-
-
-def score_answers(run: Run, role: str, groups: list[PromptGroup]) -> list[list[float | None]]:
-    """The scalar model's reading after the last token of each answer; None for an answer without a token."""
-    probe = Stream(run.stage.name, groups, None, None, [], 0)
-    table = tabulate(run, probe, groups)
-    scores = heads_without_gradient(run, table, list(range(len(table.rows))), {role: frozenset({"score"})})[role]
-    at_end = (scores["score"] * table.batch.last).sum(1).tolist()
-    read = iter(value if any(row.mask) else None for value, row in zip(at_end, table.rows, strict=True))
-    return [[next(read) for _ in g.answers] for g in groups]

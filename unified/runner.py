@@ -35,6 +35,7 @@ from unified.manifest import (
 from unified.recipe import Recipe, after_stage
 from unified.registry import call_named, catalogue
 from unified.stage import ModelSettings, StageContext, StageResult
+from unified.unverified import not_yet_verified
 
 if TYPE_CHECKING:
     from unified.models import Artifact
@@ -88,7 +89,8 @@ def run_recipe(
 ) -> list[Outcome]:
     """Check a recipe and run its stages; `output` is the run folder (runs/NAME without).
 
-    Raises UserError for mistakes (nothing is written for those that the check finds), PluginError for a plugin that
+    Configurations and tokenizers of models of the hub are fetched and checked before the first stage works. Raises
+    UserError for mistakes (nothing is written for those that the check finds, there too), PluginError for a plugin that
     raised, StoppedError after Ctrl-C.
     """
     plan = check_recipe(recipe)
@@ -96,6 +98,7 @@ def run_recipe(
     console = console or RunConsole()
     console.silent = console.silent or not team.main
     runner = _Runner(plan, run_folder(recipe, output), team, console, force)
+    runner.verify()
     runner.open_folder()
     with RunLock(runner.output) if team.main else nullcontext() as lock:
         if lock is not None and lock.note:
@@ -146,6 +149,12 @@ class _Runner:
             except OSError as error:
                 raise UserError(f"{self.output} cannot be made: {error.strerror}", "give another --output") from error
         self.team.wait()
+
+    def verify(self) -> None:
+        """Check what the hub holds, too, by configurations and tokenizers; not where every stage has a result."""
+        stages, remote = self.plan.stages, any(what.startswith("model ") for what in not_yet_verified(self.plan))
+        if remote and any(read_manifest(stage_folder(self.output, stage.name)) is None for stage in stages):
+            self.plan = check_recipe(self.plan.recipe, fetch=True)
 
     def describe(self) -> None:
         """Write down which recipe this is the run of, as it is run."""

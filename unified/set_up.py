@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,20 @@ from torch import nn
 from unified.coefficient import Term
 from unified.data import Example, PromptGroup
 from unified.errors import UserError
+from unified.judges import judges_of, load_judges
 from unified.layout import Kind
 from unified.models import Artifact, context_length, load_value_head
 from unified.optim import optimiser, schedule
 from unified.processes import Processes
 from unified.registry import call_named
 from unified.render import Renderer, render_rows
-from unified.roles import Roles, packing_is_exact
-from unified.run import Run, score_answers
+from unified.roles import Roles, packing_is_exact, sharing_is_exact
+from unified.run import Run
 from unified.settings import Chosen
 from unified.stage import StageContext, TermSettings, TrainSettings
 from unified.stream import Stream
 from unified.teacher import check_vocabulary, divergences, load_teacher, most_stored
-from unified.training import samples_online
+from unified.training import judging_parts, samples_online
 
 
 def set_up(stage: StageContext, settings: TrainSettings) -> Run:
@@ -37,6 +39,8 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     torch.manual_seed(stage.seed)
     accelerator = Accelerator()
     models, value_head = load_models(stage, settings, terms, artifact)
+    judges, named = load_judges(stage, [part for _, part in judging_parts(settings)])
+    models |= judges
     counted: dict[str, int] = {}
     renderer = make_renderer(tokenizer, models, settings.max_length)
     streams = make_streams(stage, settings, renderer, counted)
@@ -59,11 +63,11 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
         stage, settings, accelerator, Processes(accelerator), model, accelerator.unwrap_model(model), tokenizer,
         streams, optimizer, schedule(optimizer, settings, steps), steps, layout,
         value_role="policy" if value_head is not None else "critic", trained=trained, total_prompts=total,
-        dropped=counted, divergences=divergences(t for t, _ in terms),
+        dropped=counted, divergences=divergences(t for t, _ in terms), judges=named,
     )  # fmt: skip
-    for i, stream in enumerate(streams):
-        stream.score = _scorer(run, f"judge-{i}")
     run.held_out = held_out_streams(stage, settings, renderer, run)
+    for stream in [*streams, *run.held_out]:
+        stream.judges = partial(judges_of, run)
     return run
 
 
@@ -132,11 +136,6 @@ def load_models(
         value_head = load_value_head(artifact, embeddings.shape[1])
         if embeddings.dtype == torch.float64:
             value_head = value_head.double()
-    for i, reward in enumerate([*_rewards(settings), _evaluation_reward(settings)]):
-        reference = call_named(reward.part.model, settings=reward.settings) if reward and reward.part.model else None
-        if reference:
-            role = f"judge-{i}" if i < len(_rewards(settings)) else "judge-eval"
-            models[role] = stage.artifact(reference).load("scalar")
     return models, value_head
 
 
@@ -169,10 +168,6 @@ def _first_algorithm(settings: TrainSettings) -> Any:
 def _rewards(settings: TrainSettings) -> list[Chosen | None]:
     own = [_reward_of(t.reward, t.algorithm.part) for t in _written_terms(settings)]
     return [_reward_of(settings.reward, _first_algorithm(settings)), *own]
-
-
-def _evaluation_reward(settings: TrainSettings) -> Chosen | None:
-    return settings.evaluation.reward if settings.evaluation else None
 
 
 def make_streams(
@@ -209,6 +204,8 @@ def make_streams(
                 per_step,
                 list(settings.filters),
                 label=f"train-{i}",
+                shuffle=settings.shuffle,
+                folder=stage.home,
             )
         )
     return streams
@@ -245,35 +242,32 @@ def held_out_streams(stage: StageContext, settings: TrainSettings, renderer: Ren
     for name, number in counts.items():
         run.dropped[f"held_out_{name}"] = number
     stream = Stream(
-        stage.name, rows, driver.source, driver.reward, driver.terms, stage.seed, label="held-out", score=driver.score
+        stage.name, rows, driver.source, driver.reward, driver.terms, stage.seed, label="held-out", folder=stage.home
     )
-    judged = Stream(
-        stage.name, rows, driver.source, wanted.reward, [], stage.seed, label="judged", score=_scorer(run, "judge-eval")
-    )
+    judged = Stream(stage.name, rows, driver.source, wanted.reward, [], stage.seed, label="judged", folder=stage.home)
     return [stream, judged]
 
 
-def _scorer(run: Run, role: str) -> Any:
-    """score(groups) for a reward with a model of its own."""
-
-    def score(groups: list[PromptGroup]) -> list[list[float | None]]:
-        if role not in run.roles.models:
-            raise UserError(f"stage '{run.stage.name}': a reward asked for scores but names no model")
-        return score_answers(run, role, groups)
-
-    return score
-
-
 def choose_layout(settings: TrainSettings, models: dict[str, Any]) -> Kind:
-    """Packed where every model computes packed rows exactly; padded otherwise, or as the settings say."""
-    if settings.layout == "padded":
-        return "padded"
-    exact = all(packing_is_exact(m) for m in models.values())
-    if settings.layout == "packed" and not exact:
-        raise UserError(
-            "`layout: packed`: this model mixes the rows of a packed stream", "use `layout: padded`, or `auto`"
-        )
-    return "packed" if exact else "padded"
+    """The layout that was asked for; `auto` is the best one that every model computes exactly.
+
+    Prefix-shared (then each collected batch is packed all the same where sharing does not pay), without it packed, else
+    padded. Dropout acts on every answer's prompt by itself, so that it rules sharing out. UserError for a layout that a
+    model computes otherwise.
+    """
+    kinds: dict[Kind, Any] = {"prefix-shared": sharing_is_exact, "packed": packing_is_exact}
+    wrong = {
+        "prefix-shared": "this model does not see a shared prompt as if it were the answer's own",
+        "packed": "this model mixes the rows of a packed stream",
+    }
+    for kind, is_exact in kinds.items():
+        if settings.layout not in ("auto", kind) or (kind == "prefix-shared" and settings.dropout):
+            continue
+        if all(is_exact(m) for m in models.values()):
+            return kind
+        if settings.layout == kind:
+            raise UserError(f"`layout: {kind}`: {wrong[kind]}", "use `layout: padded`, or `auto`")
+    return "padded"
 
 
 def plan_steps(settings: TrainSettings, rows: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unified.fit import Policy
 from unified.settings import Chosen, Field, Settings, choice
 
 if TYPE_CHECKING:
@@ -110,10 +111,16 @@ class TrainSettings(Settings):
     )
     filters: list[Chosen] = choice("filter", [], description="rules that drop groups before they are learned from")
 
+    max_missing: float = Field(
+        0.5, ge=0, le=1, description="the stage stops where the reward fails on more than this share of answers at once"
+    )
     refill: int = Field(0, ge=0, description="collections more, at most, to replace sampled groups that were dropped")
     ref_sync_steps: int | None = Field(None, ge=1, description="optimiser steps between renewals of the reference")
     ref_mixup_alpha: float = Field(1.0, gt=0, le=1, description="share of the policy in a renewed reference")
 
+    shuffle: bool = Field(
+        True, description="rows in an order drawn anew for every pass; false: as the data have them, every pass alike"
+    )
     max_steps: int = Field(-1, description="optimiser steps; -1: as many as num_train_epochs gives")
     num_train_epochs: float = Field(1.0, gt=0, description="passes over the data, where max_steps is -1")
     batch_size: int = Field(16, ge=1, description="prompts per optimiser step, over all processes")
@@ -121,6 +128,9 @@ class TrainSettings(Settings):
     inner_epochs: int = Field(1, ge=1, description="passes over what was collected at once")
     learning_rate: float | dict[str, float] = Field(1e-5, description="of all roles, or {policy: ..., critic: ...}")
     lr_scheduler_type: str = Field("constant", description="a schedule of transformers: constant, linear, cosine, ...")
+    lr_scheduler_kwargs: dict[str, Any] = Field(
+        {}, description="what else the schedule takes, by transformers' names: {min_lr_rate: 0.1}, {lr_end: 1e-7}"
+    )
     warmup_steps: int = Field(0, ge=0, description="optimiser steps of linear warm-up")
     warmup_ratio: float = Field(
         0.0, ge=0, le=1, description="the same as a share of all steps, where warmup_steps is 0"
@@ -135,7 +145,9 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the trained model; without: 0")
 
-    layout: Literal["auto", "padded", "packed"] = Field("auto", description="how answers are laid out in the forward")
+    layout: Literal["auto", "padded", "packed", "prefix-shared"] = Field(
+        "auto", description="how answers are laid out in the forward; auto: prompts shared where it pays, else packed"
+    )
     tokens_per_micro_batch: int = Field(
         8192, ge=1, description="token slots of one forward; lower it when memory runs out"
     )
@@ -143,8 +155,9 @@ class TrainSettings(Settings):
         None, ge=1, description="longest prompt with answer, in tokens; without, the model's limit"
     )
 
-    too_long: Literal["refuse", "drop"] = Field(
-        "refuse", description="rows over max_length: an error, or dropped and counted"
+    too_long: Policy = Field(
+        "refuse",
+        description="rows over max_length: an error, dropped, or cut in the prompt (from the left) or in the answer",
     )
 
     evaluation: EvaluationSettings | None = Field(None, description="what is measured on held-out prompts")

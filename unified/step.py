@@ -18,7 +18,7 @@ from unified.errors import PluginError, UserError
 from unified.layout import cut
 from unified.parts import SCORED
 from unified.run import Run, Table, forward, heads_without_gradient, is_out_of_memory, out_of_memory, tabulate
-from unified.stream import Sampler, Stream, seed_of
+from unified.stream import NoSampler, Sampler, Stream, seed_of
 from unified.teacher import score_teacher
 
 
@@ -26,20 +26,20 @@ def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
     """This process's share of the next n prompts, with answers."""
     drawn = [g for _, g in stream.draw(n)]
     if not stream.online:  # the source sees the prompts of all processes, so that what it makes does not depend on them
-        return run.processes.mine(stream.collect(drawn, _no_sampling, run.stage.seed))
+        return run.processes.mine(stream.collect(drawn, NoSampler(run.tokenizer), run.stage.seed))
     here = (run.stage.seed, stream.label, run.iteration, stream.position)
     torch.manual_seed(seed_of("rollout", *here, run.processes.rank))
     sampler = Sampler(run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step)
     return stream.collect(run.processes.mine(drawn), sampler, seed_of("source", *here))
 
 
-def _no_sampling(*_: Any) -> Any:
-    raise PluginError("a source that samples must say `online=True`")
-
-
 def judge(run: Run, stream: Stream, groups: list[PromptGroup]) -> None:
-    """Give every answer its reward."""
-    stream.judge(groups)
+    """Give every answer its reward; what the judges sample is seeded by the place of the batch in the run."""
+    torch.manual_seed(
+        seed_of("judge", run.stage.seed, stream.label, run.iteration, stream.position, run.processes.rank)
+    )
+    for name, (total, number) in stream.judge(groups).items():
+        run.add(f"reward/{name}", total, number)
     run.stage.notify("groups_judged", stage=run.stage.name, step=run.step, groups=groups)
 
 
@@ -49,11 +49,14 @@ def select(run: Run, stream: Stream, groups: list[PromptGroup]) -> list[PromptGr
     for name, number in counts.items():
         if number:
             run.add(f"dropped/{name}", number, 0.0)
-    missing, left = run.processes.most(counts["missing"]), run.processes.most(len(kept))  # every process asks
-    if missing and not left and stream.reward:
+    here = torch.tensor([counts["missing"], sum(len(g.answers) for g in groups)], device=run.device)
+    missing, answers = run.processes.sum(here).tolist()  # every process asks
+    if stream.reward and missing and (missing > run.settings.max_missing * answers or missing == answers):
         raise UserError(
-            f"stage '{run.stage.name}', step {run.step + 1}: reward '{stream.reward.name}' judged no answer",
-            "choose a `reward` that judges these answers; `unified list reward` shows them",
+            f"stage '{run.stage.name}', step {run.step + 1}: reward '{stream.reward.name}' could not judge "
+            f"{missing} of {answers} answers",
+            "choose a `reward` that judges these answers (`unified list reward` shows them), or raise `max_missing` "
+            f"(now {run.settings.max_missing:g})",
         )
     return kept
 
@@ -173,8 +176,8 @@ def count(run: Run, table: Table, index: list[int]) -> Work:
     units: dict[int, list[int]] = {}
     for i in range(len(index)):
         units.setdefault(groups[i] if whole else i, []).append(i)
-    costs = [table.costs[i] for i in index]
-    passes = cut(costs, list(units.values()), run.settings.tokens_per_micro_batch, run.layout)
+    rows, budget = [table.rows[i] for i in index], run.settings.tokens_per_micro_batch
+    passes = cut(rows, list(units.values()), budget, run.layout_of(table))
     return Work(table, batch, index, w, [{} for _ in table.stream.terms], passes)
 
 

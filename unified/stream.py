@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +33,9 @@ class Stream:
     rows: all prompt groups of the dataset, as tokens. source, reward: how they get answers (None: as they stand), and
     how these are judged.
     terms: those that act on these rows. per_step: prompts per optimiser step; None for the one that drives.
-    position: rows drawn so far; with the seed it says everything about the order. stage: for messages. label: its own
-    name in the stage.
+    position: rows drawn so far; with the seed it says everything about the order. shuffle: whether that is random.
+    stage: for messages. label: its own name in the stage. folder: of the recipe. judges: gives the models that a source
+    or reward names.
     """
 
     stage: str
@@ -44,9 +46,11 @@ class Stream:
     seed: int
     per_step: int | None = None
     filters: list[Chosen] = field(default_factory=list)
-    score: Callable[[list[PromptGroup]], list[list[float | None]]] | None = None
     position: int = 0
     label: str = "train"
+    shuffle: bool = True
+    folder: Path | None = None
+    judges: Callable[[Chosen], Mapping[str, Any]] | None = None
     _order: tuple[int, list[int]] = (-1, [])
 
     @property
@@ -60,10 +64,13 @@ class Stream:
         return float(getattr(self.source.settings, "temperature", 1.0)) if self.source and self.online else 1.0
 
     def draw(self, n: int) -> list[tuple[int, PromptGroup]]:
-        """The next n rows with their running number, in an order shuffled anew for every pass."""
+        """The next n rows with their running number: of each pass in a new random order, or as the data have them."""
         out = []
         for number in range(self.position, self.position + n):
             epoch, place = divmod(number, len(self.rows))
+            if not self.shuffle:
+                out.append((number, self.rows[place]))
+                continue
             if self._order[0] != epoch:
                 generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
                 self._order = (epoch, torch.randperm(len(self.rows), generator=generator).tolist())
@@ -78,15 +85,21 @@ class Stream:
         if self.source is None:
             return prompts
         groups = self._call(
-            self.source, "collect", prompts=prompts, settings=self.source.settings, sample=sample, seed=seed
-        )
+            self.source, "collect", prompts=prompts, settings=self.source.settings, sample=sample, seed=seed,
+            models=self._models(self.source), folder=self.folder,
+        )  # fmt: skip
         return list(groups)
 
-    def judge(self, groups: list[PromptGroup]) -> None:
-        """Write the reward of every answer; None where the judgement failed. Probes are judged as well."""
+    def judge(self, groups: list[PromptGroup]) -> dict[str, tuple[float, float]]:
+        """Write the reward of every answer; None where the judgement failed. Probes are judged as well.
+
+        Returns what the reward consists of: (sum, count) of each column that it wrote into the answers.
+        """
         if self.reward is None:
-            return
-        given = self._call(self.reward, "judge", groups=groups, settings=self.reward.settings, score=self.score)
+            return {}
+        before = [set(answer.columns) for group in groups for answer in group.answers]
+        about = {"models": self._models(self.reward), "folder": self.folder}
+        given = self._call(self.reward, "judge", groups=groups, settings=self.reward.settings, **about)
         wanted = [len(g.answers) for g in groups]
         lists = isinstance(given, (list, tuple)) and all(isinstance(r, (list, tuple)) for r in given)
         if not lists or [len(r) for r in given] != wanted:
@@ -105,6 +118,12 @@ class Stream:
             for reward, answer in zip(rewards, group.answers, strict=True):
                 _check_reward(self, reward, answer)
                 answer.reward = list(reward) if isinstance(reward, (list, tuple)) else reward
+        parts: dict[str, tuple[float, float]] = {}
+        for known, answer in zip(before, (a for g in groups for a in g.answers), strict=True):
+            for name in () if answer.probe else answer.columns.keys() - known:
+                total, count = parts.get(name, (0.0, 0.0))
+                parts[name] = (total + answer.columns[name], count + 1)
+        return parts
 
     def select(self, groups: list[PromptGroup]) -> tuple[list[PromptGroup], dict[str, int]]:
         """Drop answers without a judgement, groups with too few answers, and what the filters drop; all counted."""
@@ -123,6 +142,10 @@ class Stream:
             kept = self._call(rule, "value", groups=kept, **rule.settings.model_dump())
             counts["filtered"] += before - len(kept)
         return kept, counts
+
+    def _models(self, part: Chosen) -> Mapping[str, Any]:
+        """The models that a part names, by their references."""
+        return self.judges(part) if self.judges is not None else {}
 
     def _call(self, chosen: Chosen, function: str, **arguments: Any) -> Any:
         """Call a part; what it raises is attributed to it and to the stage."""
@@ -174,3 +197,18 @@ class Sampler:
             for answer in group:
                 answer.version = self.version
         return answers
+
+    def decode(self, ids: list[int]) -> str:
+        """Token ids as text, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@dataclass(frozen=True)
+class NoSampler:
+    """What stands in the place of a Sampler for a source that takes answers as they are: its tokenizer, no answers."""
+
+    tokenizer: Any
+
+    def __call__(self, *_: Any) -> list[list[Answer]]:
+        """Refuse to sample."""
+        raise PluginError("a source that samples must say `online=True`")

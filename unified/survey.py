@@ -81,7 +81,7 @@ def differences(done: Manifest, recipe: Recipe, stage: PlannedStage, draft: Mani
     """In words, what is not as it was when the stage was done; inputs and files only where a draft knows them."""
     if done.kind != stage.part.name:
         yield f"kind: {done.kind} → {stage.part.name}"
-    old, new = (dict(_flat(settings)) for settings in (done.settings, stage.settings.model_dump(mode="json")))
+    old, new = (dict(_flat(settings)) for settings in (done.settings, stage.written()))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             yield f"{key}: {_word(old, key)} → {_word(new, key)}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from unified.edges import TOKENS as TOKENS
 from unified.errors import PluginError, Problem, UserError, unknown_name
+from unified.fit import Policy
 from unified.made import made_by
 from unified.parts import AGGREGATIONS, HEADS, Algorithm
 from unified.registry import call_named
@@ -14,6 +16,8 @@ from unified.stage import StageContext, StageResult, TermSettings, TrainSettings
 from unified.work import Measure, Work
 
 Path_ = tuple[str | int, ...]
+#: names, in the models of a reward or source, the policy of the stage as it is now
+SELF = "self"
 
 
 def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
@@ -47,25 +51,35 @@ def makes(settings: TrainSettings) -> str:
     return "scalar" if "score" in pushed(settings) else "policy"
 
 
-def uses(settings: TrainSettings) -> list[tuple[Path_, str, str]]:
-    """Every model reference in the settings, with the kind of model it must be ("any": a policy or a scalar model)."""
+def uses(settings: TrainSettings) -> list[tuple[Any, ...]]:
+    """Every model reference in the settings, with the kind of model it must be ("any": a policy or a scalar model).
+
+    Reference, teacher and critic read the tokens of the model that is trained; weights are mixed into a reference that
+    is renewed.
+    """
     heads = pushed(settings)
-    out: list[tuple[Path_, str, str]] = [(("model",), settings.model, "any" if heads == {"score"} else "policy")]
+    out: list[tuple[Any, ...]] = [(("model",), settings.model, "any" if heads == {"score"} else "policy")]
     if settings.reference != "input":
-        out.append((("reference",), settings.reference, "policy"))
+        renewed = {"architecture"} if settings.ref_sync_steps else set()
+        out.append((("reference",), settings.reference, "policy", TOKENS | renewed))
     if settings.teacher is not None:
-        out.append((("teacher",), settings.teacher, "policy"))
+        out.append((("teacher",), settings.teacher, "policy", TOKENS))
     if settings.critic.model is not None and "value" in heads:
-        out.append((("critic",), settings.critic.model, "any"))
-    for path, reward in _rewards(settings):
-        out += reward_uses(path, reward)
+        out.append((("critic",), settings.critic.model, "any", TOKENS))
+    for path, part in judging_parts(settings):
+        out += part_uses(path, part)
     return out
 
 
-def reward_uses(path: Path_, reward: Any) -> list[tuple[Path_, str, str]]:
-    """The model reference of a chosen reward that judges by a scalar model, as `uses` gives it; [] for others."""
-    reference = call_named(reward.part.model, settings=reward.settings) if reward and reward.part.model else None
-    return [(path, str(reference), "scalar")] if reference else []
+def judging_parts(settings: TrainSettings) -> list[tuple[Path_, Any]]:
+    """(path, choice) of every reward and source of the stage, those of the algorithms included."""
+    return [*_rewards(settings), *(_sources(settings) if written_terms(settings) else [])]
+
+
+def part_uses(path: Path_, part: Any) -> list[tuple[Path_, str, str]]:
+    """The model references of a chosen reward or source that judges by models, as `uses` gives them; [] for others."""
+    found = call_named(part.part.models, settings=part.settings) if part and part.part.models else {}
+    return [(path, reference, kind) for reference, kind in found.items() if reference != SELF]
 
 
 def check(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> list[Problem]:
@@ -154,6 +168,13 @@ def _check_models(settings: TrainSettings) -> list[Problem]:
                 f"dropout is {settings.dropout:g}, but {', '.join(sorted(coupled))} is compared", ("dropout",), (hint,)
             )
         )
+    if settings.dropout and settings.layout == "prefix-shared":
+        hint = "drop `dropout`, or write `layout: packed`"
+        problems.append(
+            Problem(
+                f"dropout is {settings.dropout:g}, but all answers share one pass of a prompt", ("layout",), (hint,)
+            )
+        )
     if settings.ref_sync_steps and "ref_logp" not in read:
         hint = "drop it, or give the KL a weight above 0"
         problems.append(Problem("`ref_sync_steps` without a reference: nothing reads it", ("ref_sync_steps",), (hint,)))
@@ -185,11 +206,9 @@ def _check_teacher(settings: TrainSettings) -> list[Problem]:
 
 
 def _check_optimiser(settings: TrainSettings) -> list[Problem]:
-    from unified.optim import SCHEDULES, optimiser_class
+    from unified.optim import optimiser_class, schedule_problems
 
-    problems = []
-    if settings.lr_scheduler_type not in SCHEDULES:
-        problems.append(unknown_name("schedule", settings.lr_scheduler_type, SCHEDULES, at=("lr_scheduler_type",)))
+    problems = schedule_problems(settings)
     try:
         optimiser_class(settings.optim)
     except UserError as error:
@@ -239,7 +258,7 @@ def check_rows(
     needed: int = 0,
     reserve: int = 0,
     max_length: int | None = None,
-    too_long: Literal["refuse", "drop"] = "refuse",
+    too_long: Policy = "refuse",
 ) -> list[Problem]:
     """What is wrong with the rows of one split of a dataset; [] for one that is yet to be written, or fetched.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from unified.check import Plan, local_path
+from unified.check import Plan
 from unified.made import STAGE
+from unified.named_models import of_the_hub
 from unified.settings import Chosen, Settings
 
 
@@ -18,8 +19,9 @@ def not_yet_verified(plan: Plan) -> list[str]:
             reference = use.reference
             if reference == "base":
                 reference = (plan.recipe.model.path if plan.recipe.model else None) or "input"
-            if not reference.startswith(STAGE) and reference != "input" and not local_path(reference, home).exists():
-                found.append(f"model {reference}")
+            if not reference.startswith(STAGE) and reference != "input":
+                hub = of_the_hub(reference, home)
+                found += [f"model {hub}"] if hub else []
         found += [f"dataset {name_of(chosen)}" for chosen in _datasets(stage.settings) if chosen.part.remote]
     return list(dict.fromkeys(found))
 

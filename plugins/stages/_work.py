@@ -19,8 +19,9 @@ def answering(rows: Rows, prompts: int, source: Chosen, model: str, rewards: Seq
     else:
         answers = rows.answers
     for reward in rewards:
-        for _, judge, _ in training.reward_uses((), reward):
-            jobs.append(Job("reward model", judge, "score", prompts * answers * longest, scalar=True))
+        for _, judge, kind in training.part_uses((), reward):
+            if kind == "scalar":
+                jobs.append(Job("reward model", judge, "score", prompts * answers * longest, scalar=True))
     return jobs
 
 

@@ -98,6 +98,7 @@ def run(stage: StageContext, settings: EvaluateSettings) -> StageResult:
     from unified import Bench
 
     about: dict[str, Any] = {
+        "source": settings.source,
         "engine": settings.engine, "max_length": settings.max_length,
         "tokens_per_micro_batch": settings.tokens_per_micro_batch,
     }  # fmt: skip
@@ -230,14 +231,20 @@ def _source(settings: EvaluateSettings) -> Chosen:
     )  # fmt: skip
 
 
-def uses(settings: EvaluateSettings) -> list[tuple[tuple[str | int, ...], str, str]]:
-    """The policy that is measured, those that it is compared with, and the models of the rewards."""
-    out: list[tuple[tuple[str | int, ...], str, str]] = [(("model",), settings.model, "policy")]
-    named = {"reference": settings.reference, "against": settings.against}
-    out += [((key,), reference, "policy") for key, reference in named.items() if reference is not None]
-    out += training.reward_uses(("reward",), settings.reward)
+def uses(settings: EvaluateSettings) -> list[tuple[Any, ...]]:
+    """The policy that is measured, those that it is compared with, and the models of the rewards.
+
+    The reference reads its tokens. The other policy has its own; where the reward asks a model it reads both.
+    """
+    judges = [kind for part in (settings.reward, settings.source) for *_, kind in training.part_uses((), part)]
+    out: list[tuple[Any, ...]] = [(("model",), settings.model, "policy")]
+    if settings.reference is not None:
+        out.append((("reference",), settings.reference, "policy", training.TOKENS))
+    if settings.against is not None:
+        out.append((("against",), settings.against, "policy", training.TOKENS if "scalar" in judges else ()))
+    out += [*training.part_uses(("reward",), settings.reward), *training.part_uses(("source",), settings.source)]
     return out + [
-        use for i, reward in enumerate(settings.rewards) for use in training.reward_uses(("rewards", i), reward)
+        use for i, reward in enumerate(settings.rewards) for use in training.part_uses(("rewards", i), reward)
     ]
 
 

@@ -1,7 +1,8 @@
 """A stage that merges: the weighted average of the weights of several models of one architecture.
 
 θ = Σ_k w_k θ_k with Σ w = 1; as an exponential moving average over the models in their order, θ ← d θ + (1 − d) θ_k.
-Source: model soups, Wortsman et al. 2022, arXiv:2203.05482. Adapters are not folded here.
+Source: model soups, Wortsman et al. 2022, arXiv:2203.05482. Value heads on the trunk are averaged likewise. An adapter
+is folded into its model when it is loaded, so that a merge of one writes it out as a whole model.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from unified import Field, Problem, Settings, StageContext, StageKind, StageResu
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from unified import Artifact
 
 
 class MergeSettings(Settings):
@@ -25,9 +28,6 @@ class MergeSettings(Settings):
         None, ge=0, lt=1, description="in place of weights: d of the moving average over the models in their order"
     )
     of: Literal["policy", "scalar"] = Field("policy", description="the kind of all of them")
-    tokenizers: Literal["equal", "first"] = Field(
-        "equal", description="equal: a model with another vocabulary or chat template is refused; first: it is not"
-    )
 
 
 def shares(settings: MergeSettings) -> list[float]:
@@ -44,19 +44,15 @@ def run(stage: StageContext, settings: MergeSettings) -> StageResult:
     """Write the average to model/, with the tokenizer of the first. UserError for models that do not fit."""
     from accelerate import PartialState
 
-    from unified import Artifact, save_model, template_hash
+    from unified import Artifact, save_model
 
     artifacts = [stage.artifact(reference) for reference in settings.models]
     tokenizer = artifacts[0].tokenizer()
+    head = _value_head(settings, artifacts) if settings.of == "policy" else None
     total: dict[str, Tensor] = {}
     first: Any = None
     parts = zip(settings.models, artifacts, shares(settings), strict=True)
     for number, (reference, artifact, share) in enumerate(parts, start=1):
-        if settings.tokenizers == "equal" and template_hash(artifact.tokenizer()) != template_hash(tokenizer):
-            raise UserError(
-                f"'{reference}' has another vocabulary or chat template than '{settings.models[0]}'",
-                "set `tokenizers: first` to take that of the first all the same",
-            )
         model = artifact.load(settings.of)
         first = model if first is None else first
         _refuse_another(settings.models[0], first, reference, model)
@@ -67,9 +63,30 @@ def run(stage: StageContext, settings: MergeSettings) -> StageResult:
     for name, tensor in _floats(first).items():
         tensor.data.copy_(total[name])
     if PartialState().is_main_process:
-        save_model(first, tokenizer, stage.folder / "model")
+        save_model(first, tokenizer, stage.folder / "model", head)
     weights = {f"weight/{i}": share for i, share in enumerate(shares(settings))}
     return StageResult(Artifact(settings.of, stage.folder / "model"), {"models": len(artifacts), **weights})
+
+
+def _value_head(settings: MergeSettings, artifacts: list[Artifact]) -> Any:
+    """The average of the models' value heads, None where none has one. UserError where some have one and some not."""
+    from unified import stored_value_head
+
+    heads: list[Any] = [stored_value_head(artifact) for artifact in artifacts]
+    lacking = [reference for reference, head in zip(settings.models, heads, strict=True) if head is None]
+    if lacking and len(lacking) < len(heads):
+        having = next(reference for reference, head in zip(settings.models, heads, strict=True) if head is not None)
+        raise UserError(
+            f"'{having}' has a value head on its trunk (value_head.safetensors), '{lacking[0]}' has none",
+            "merge models that all have one, or none",
+        )
+    if lacking:
+        return None
+    made = heads[0]
+    for name, tensor in made.state_dict().items():
+        parts = zip(heads, shares(settings), strict=True)
+        tensor.copy_(sum(share * head.state_dict()[name].double() for head, share in parts))
+    return made
 
 
 def _floats(model: Any) -> dict[str, Tensor]:
@@ -94,9 +111,10 @@ def _refuse_another(first_name: str, first: Any, name: str, model: Any) -> None:
             )
 
 
-def uses(settings: MergeSettings) -> list[tuple[tuple[str | int, ...], str, str]]:
-    """All models, of one kind."""
-    return [(("models", i), reference, settings.of) for i, reference in enumerate(settings.models)]
+def uses(settings: MergeSettings) -> list[tuple[Any, ...]]:
+    """All models, of one kind, with the tokenizer and the architecture of the first."""
+    common = ("vocabulary", "template", "architecture")
+    return [(("models", i), reference, settings.of, common) for i, reference in enumerate(settings.models)]
 
 
 def check(settings: MergeSettings) -> list[Problem]:

@@ -86,7 +86,8 @@ def run(stage: StageContext, settings: SampleSettings) -> StageResult:
     from unified import Bench
 
     bench = Bench(
-        stage, stage.artifact(settings.model), rewards=[settings.reward], engine=settings.engine,
+        stage, stage.artifact(settings.model), rewards=[settings.reward], source=settings.source,
+        engine=settings.engine,
         max_length=settings.max_length, tokens_per_micro_batch=settings.tokens_per_micro_batch,
     )  # fmt: skip
     train, summary = _split(bench, settings, "train", settings.num_prompts)
@@ -185,8 +186,10 @@ def _left_out(dropped: dict[str, int]) -> Counts:
 
 
 def uses(settings: SampleSettings) -> list[tuple[tuple[str | int, ...], str, str]]:
-    """The policy that answers, and the model of the reward."""
-    return [(("model",), settings.model, "policy"), *training.reward_uses(("reward",), settings.reward)]
+    """The policy that answers, and the models of the reward and of a source that searches."""
+    judging = (("reward", settings.reward), ("source", settings.source))
+    models = [use for key, part in judging for use in training.part_uses((key,), part)]
+    return [(("model",), settings.model, "policy"), *models]
 
 
 def check(settings: SampleSettings, home: Path, seed: int, tokenizer: Any) -> list[Problem]:

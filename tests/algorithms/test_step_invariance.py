@@ -22,6 +22,8 @@ WAYS: list[dict[str, Any]] = [
     {"layout": "packed"},
     {"layout": "packed", "tokens_per_micro_batch": 40},
     {"layout": "padded-left"},
+    {"layout": "prefix-shared"},
+    {"layout": "prefix-shared", "tokens_per_micro_batch": 25},
 ]
 
 

@@ -50,6 +50,7 @@ WAYS: list[dict[str, Any]] = [
     {"tokens_per_micro_batch": 25},
     {"layout": "packed", "tokens_per_micro_batch": 40},
     {"layout": "padded-left"},
+    {"layout": "prefix-shared", "tokens_per_micro_batch": 40},
 ]
 
 

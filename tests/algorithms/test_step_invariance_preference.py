@@ -32,6 +32,7 @@ WAYS: list[dict[str, Any]] = [
     {"tokens_per_micro_batch": 25},
     {"tokens_per_micro_batch": 1},
     {"layout": "packed", "tokens_per_micro_batch": 40},
+    {"layout": "prefix-shared", "tokens_per_micro_batch": 40},
 ]
 
 

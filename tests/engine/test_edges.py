@@ -19,7 +19,8 @@ from tests.tools import (
     train_settings,
 )
 from unified import Answer, PromptGroup, UserError
-from unified.run import Run, score_answers, tabulate
+from unified.judges import Judge
+from unified.run import Run, tabulate
 from unified.set_up import set_up
 from unified.step import count, optimise
 
@@ -126,9 +127,9 @@ def test_a_critic_on_the_policys_trunk_has_the_same_gradient_however_the_step_is
 def test_a_scalar_model_reads_none_from_an_answer_without_a_token_that_counts(tmp_path: Path) -> None:
     run = run_of(tmp_path, "scored")
     groups = [PromptGroup([5, 6], [Answer([7, 8]), Answer([])]), PromptGroup([], [Answer([7]), Answer([7, 8])])]
-    scores = score_answers(run, "scorer", groups)
+    scores = Judge(run, "scorer", run.tokenizer).score(groups)
     assert [[s is None for s in row] for row in scores] == [[False, True], [True, False]]
-    assert score_answers(run, "scorer", []) == []
+    assert Judge(run, "scorer", run.tokenizer).score([]) == []
 
 
 def test_the_size_of_coefficients_is_a_mean_over_the_tokens_that_a_term_acts_on(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.tools import tiny_policy, tiny_scalar, train_settings
 from unified import TrainSettings, UserError
-from unified.optim import optimiser, optimiser_class, role_rate, schedule
+from unified.optim import optimiser, optimiser_class, role_rate, schedule, schedule_problems
 
 
 def settings(**written: Any) -> TrainSettings:
@@ -139,3 +139,66 @@ def test_every_role_follows_the_schedule_from_its_own_rate() -> None:
 def test_an_unknown_schedule_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"no schedule 'cosin'\n.*did you mean 'cosine'\?"):
         schedule(optimiser({"policy": two_layers()}, settings()), settings(lr_scheduler_type="cosin"), 4)
+
+
+def test_a_floor_keeps_the_cosine_above_a_share_of_the_rate() -> None:
+    # half way down the cosine is 1/2; over a floor of 1/10 that is 1/10 + 9/10 · 1/2
+    over = rates_over(4, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr_rate": 0.1})
+    assert over[2] == pytest.approx(0.55)
+    assert over[0] == 1.0
+    assert min(rates_over(1000, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 0.1})) >= 0.1
+
+
+def test_a_polynomial_of_power_1_is_the_line_to_its_end() -> None:
+    # from 1 to 1/5 in four steps of 1/5
+    written = {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 0.2, "power": 1.0}}
+    assert rates_over(4, **written) == pytest.approx([1.0, 0.8, 0.6, 0.4])
+
+
+def test_a_floor_that_is_a_rate_is_the_policys_and_the_other_roles_fall_by_the_same_share() -> None:
+    kwargs = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 0.5}}
+    written = settings(learning_rate={"policy": 1.0, "critic": 4.0}, **kwargs)
+    made = optimiser({"policy": two_layers(), "critic": two_layers()}, written)
+    plan = schedule(made, written, 2)
+    for _ in range(2):
+        made.step()
+        plan.step()
+    assert {g["role"]: g["lr"] for g in made.param_groups} == {"policy": 0.5, "critic": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rat": 0.1}},
+            "no setting of schedule 'cosine_with_min_lr' 'min_lr_rat'\n    did you mean 'min_lr_rate'?",
+        ),
+        (
+            {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+            "no setting of schedule 'cosine' 'min_lr_rate'\n    known: num_cycles",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1, "min_lr": 1e-6}},
+            "schedule 'cosine_with_min_lr': Only one of min_lr or min_lr_rate",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "schedule 'cosine_with_min_lr': One of min_lr or min_lr_rate"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": "low"}},
+            "schedule 'cosine_with_min_lr': unsupported",
+        ),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1.0}, "learning_rate": 0.5},
+            "schedule 'polynomial': lr_end (1.0) must be smaller",
+        ),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "schedule 'warmup_stable_decay': "),
+    ],
+)
+def test_what_a_schedule_does_not_take_is_refused_before_it_is_used(written: dict[str, Any], said: str) -> None:
+    [problem] = schedule_problems(settings(**written))
+    assert problem.text().startswith(said)
+    assert problem.at[0] in ("lr_scheduler_kwargs", "lr_scheduler_type")
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "polynomial", "inverse_sqrt", "cosine_with_restarts"])
+def test_a_schedule_that_follows_from_the_steps_alone_needs_no_settings(name: str) -> None:
+    assert schedule_problems(settings(lr_scheduler_type=name, warmup_ratio=0.1)) == []

@@ -82,6 +82,14 @@ def test_the_position_alone_says_where_to_go_on(done: int) -> None:
     assert keys(after, 9) == keys(before, 9)
 
 
+def test_without_shuffling_every_pass_has_the_order_of_the_data_also_when_it_goes_on() -> None:
+    before, after = stream_of(), stream_of(seed=7)
+    before.shuffle = after.shuffle = False
+    assert keys(before, 12) == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    after.position = before.position
+    assert keys(after, 4) == [2, 3, 4, 0]
+
+
 def test_the_order_follows_from_the_seed() -> None:
     assert keys(stream_of(rows=12, seed=3), 12) == keys(stream_of(rows=12, seed=3), 12)
     assert keys(stream_of(rows=12, seed=3), 12) != keys(stream_of(rows=12, seed=4), 12)

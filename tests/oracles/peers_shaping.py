@@ -16,7 +16,7 @@ from unified.logprob import token_logprobs
 def _judged(reward: Mapping[str, Any], answers: list[Answer]) -> Any:
     """The rewards of answers to one prompt, shaped."""
     rule = chosen("reward", **reward)
-    given = call_named(rule.part.judge, groups=[PromptGroup([0], answers)], settings=rule.settings, score=None)
+    given = call_named(rule.part.judge, groups=[PromptGroup([0], answers)], settings=rule.settings, models={})
     return tensor(given[0])
 
 

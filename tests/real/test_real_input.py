@@ -51,7 +51,7 @@ def test_imitation_lowers_the_held_out_loss(tmp_path: Path, path: str, before: f
 
 def test_rows_over_the_context_are_dropped_and_counted_and_the_first_preference_loss_is_ln_2(tmp_path: Path) -> None:
     rows, summary = trained(
-        tmp_path, algorithm="dpo", data=file("hh_rlhf/harmless_base_half_a.jsonl.gz", limit=80, bad_rows="drop"),
+        tmp_path, algorithm="dpo", data=file("hh_rlhf/harmless_base_half_a.jsonl.gz", limit=80, bad_rows="skip"),
         learning_rate=2e-4, num_train_epochs=4, batch_size=12, evaluation={"num_prompts": 8},
     )  # fmt: skip
     assert rows[0]["eval/loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -67,7 +67,7 @@ def test_rows_over_the_context_are_dropped_and_counted_and_the_first_preference_
 @pytest.mark.parametrize(
     "data",
     [
-        {"path": "hh_rlhf/harmless_base_half_a.jsonl.gz", "limit": 80, "bad_rows": "drop"},
+        {"path": "hh_rlhf/harmless_base_half_a.jsonl.gz", "limit": 80, "bad_rows": "skip"},
         {"path": "preference/oasst_en_ranked.jsonl"},
     ],
     ids=["pairs", "ranked"],

@@ -93,3 +93,26 @@ def test_the_random_partner_of_the_best_is_drawn_from_all_answers_of_lower_rewar
     assert kept("best_random", [one], Fixed(0.99)) == ["12"]
     assert kept("best_random", [one], Fixed(0.0), drop_equal=False) == ["13"]
     assert kept("best_random", [group(1.0, 1.0)], Fixed()) == []
+
+
+def test_prompts_come_in_the_order_of_the_variance_of_their_rewards_with_all_their_answers() -> None:
+    # variances: 0; ((1)^2 + (1)^2) / 2 = 1; 1/4; 0 of one answer; 0
+    groups = [group(5.0, 5.0), group(0.0, 2.0), group(0.0, 1.0), group(9.0), group(0.7, 0.7, 0.7)]
+    for key, one in enumerate(groups):
+        one.key = key
+    rule = catalogue().get("selection", "by_variance")
+    ordered = rule.value(groups)
+    assert [g.key for g in ordered] == [1, 2, 0, 3, 4]  # equal ones as they came; 0.7 three times is exactly 0
+    assert [len(g.answers) for g in ordered] == [2, 2, 2, 1, 3]
+    assert [g.key for g in groups] == [0, 1, 2, 3, 4]
+
+
+def test_the_variance_is_that_of_judged_answers_and_leaves_probes_out() -> None:
+    quiet, loud = group(1.0, None, 1.0, 50.0), group(0.0, 0.1)
+    quiet.answers[3].probe = True
+    assert kept("by_variance", [quiet, loud]) == ["01", "012"]
+
+
+def test_a_selection_that_compares_rewards_says_so() -> None:
+    rule = catalogue().get("selection", "by_variance")
+    assert "reward" in rule.names_read(rule.settings())

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 
 from tests.tools import letter_tokenizer, stage, tiny_policy, tiny_scalar
-from unified import Artifact, UserError, catalogue
+from unified import Artifact, UserError, catalogue, save_model, stored_value_head
 from unified.models import artifact_at
 from unified.settings import parse
 from unified_plugins.stages.merge import MergeSettings, shares
@@ -74,12 +75,50 @@ def test_models_of_another_architecture_or_size_are_refused_with_both_sides(tmp_
         merge(tmp_path / "2", {"stage:a": small, "stage:b": large})
 
 
-def test_another_chat_template_is_refused_unless_the_recipe_takes_that_of_the_first(tmp_path: Path) -> None:
+def value_head(weight: float, bias: float) -> torch.nn.Linear:
+    head = torch.nn.Linear(32, 1)
+    torch.nn.init.constant_(head.weight, weight)
+    torch.nn.init.constant_(head.bias, bias)
+    return head
+
+
+def test_value_heads_on_the_trunk_are_averaged_too(tmp_path: Path) -> None:
     models = {"stage:a": tiny_policy(seed=0), "stage:b": tiny_policy(seed=1)}
-    models["stage:b"].own_tokenizer.chat_template = "{{ messages }}"
-    with pytest.raises(UserError, match=r"'stage:b' has another vocabulary or chat template than 'stage:a'"):
-        merge(tmp_path / "1", models)
-    assert merge(tmp_path / "2", models, tokenizers="first")
+    models["stage:a"].value_head, models["stage:b"].value_head = value_head(1.0, 0.0), value_head(5.0, 2.0)
+    merge(tmp_path, models, weights=[3, 1])
+    made = stored_value_head(artifact_at(tmp_path / "model"))
+    assert made is not None
+    assert made.weight.tolist() == [[2.0] * 32]  # 3/4 · 1 + 1/4 · 5
+    assert made.bias.tolist() == [0.5]
+
+
+def test_a_value_head_that_only_some_have_is_refused_by_name(tmp_path: Path) -> None:
+    models = {"stage:a": tiny_policy(seed=0), "stage:b": tiny_policy(seed=1)}
+    models["stage:b"].value_head = value_head(1.0, 0.0)
+    with pytest.raises(UserError, match=r"'stage:b' has a value head on its trunk .*, 'stage:a' has none"):
+        merge(tmp_path, models)
+    assert not (tmp_path / "model").exists()
+    merge(tmp_path, {"stage:a": tiny_policy(seed=0), "stage:c": tiny_policy(seed=1)})
+    assert stored_value_head(artifact_at(tmp_path / "model")) is None
+
+
+def test_a_merge_of_one_adapter_writes_the_folded_model(tmp_path: Path) -> None:
+    base = tiny_policy()
+    save_model(base.module, base.own_tokenizer, tmp_path / "base")
+    adapted = peft.get_peft_model(
+        artifact_at(tmp_path / "base").load("policy"),
+        peft.LoraConfig(r=1, lora_alpha=4, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.fill_(0.5)
+    adapted.save_pretrained(tmp_path / "adapter")
+    made = merge(tmp_path / "out", {"./adapter": artifact_at(tmp_path / "adapter")})
+    assert made.keys() == weights(base).keys()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    # B A has 1/2 · 1/2 everywhere, times alpha / r = 4
+    torch.testing.assert_close(made[name], weights(base)[name] + 1.0, atol=1e-6, rtol=0)
+    assert torch.equal(made["lm_head.weight"], weights(base)["lm_head.weight"])
 
 
 @pytest.mark.parametrize(

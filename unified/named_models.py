@@ -1,0 +1,137 @@
+"""What a recipe says of models by path, hub id or configuration, looked at without loading any."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from unified.adapters import CONFIG, adapter_at, base_of, is_scalar, refuse_without_peft
+from unified.errors import Problem, UserError, did_you_mean
+from unified.stage import ModelSettings
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HOLDS = "a model folder holds config.json, weights and a tokenizer"
+
+
+def local_path(reference: str, home: Path) -> Path:
+    """A reference as a path, read against the folder of the recipe."""
+    path = Path(reference).expanduser()
+    return path if path.is_absolute() else home / path
+
+
+def path_problem(reference: str, home: Path, at: tuple[str | int, ...], stages: list[str]) -> Problem | None:
+    """Whether a path or hub id cannot be a model: a folder that is not there or holds none."""
+    path = local_path(reference, home)
+    if path.is_dir():
+        if (path / CONFIG).is_file():
+            return _adapter_problem(path, home, at)
+        if (path / "config.json").is_file():
+            return None
+        inner = [f"{reference}/model"] if (path / "model" / "config.json").is_file() else []
+        hints = [f"did you mean '{inner[0]}'?"] if inner else []
+        return Problem(f"no model in {reference}", at, (*hints, _HOLDS))
+    if path.is_file():
+        return Problem(f"{reference} is a file; a model is a folder", at)
+    looks_local = reference.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(reference)
+    first = reference.partition("/")[0]
+    if not looks_local and not ("/" in reference and (home / first).is_dir()):
+        if reference in stages:
+            return Problem(f"there is no model {reference}", at, (f"did you mean 'stage:{reference}'?",))
+        return None  # a hub id
+    around = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    near = did_you_mean(path.name, around)
+    hints = [f"did you mean '{reference[: len(reference) - len(path.name)]}{near}'?"] if near else []
+    return Problem(f"there is no folder {reference}", at, (*hints, f"relative paths start at {home}"))
+
+
+def of_the_hub(reference: str, home: Path) -> str | None:
+    """The hub id that a reference is, or that a local adapter adapts; None for what is all here."""
+    path = local_path(reference, home)
+    if not path.exists():
+        return reference
+    adapter = adapter_at(path, fetch=False)
+    return of_the_hub(str(base_of(adapter, path, home)), home) if adapter is not None else None
+
+
+def _adapter_problem(path: Path, home: Path, at: tuple[str | int, ...]) -> Problem | None:
+    """Whether the model that an adapter adapts cannot be one."""
+    try:
+        base = base_of(adapter_at(path) or {}, path, home)
+        refuse_without_peft(path)
+    except UserError as error:
+        return as_problem(error, at)
+    return path_problem(str(base), home, at, [])
+
+
+def kind_at(reference: str, home: Path, *, fetch: bool = False) -> str | None:
+    """The kind (policy or scalar) by the configuration of a model; None where it is not known.
+
+    fetch: whether a hub id is asked. Raises UserError for one that has no configuration, or cannot be reached.
+    """
+    path = local_path(reference, home)
+    where: Path | str = path if path.exists() else reference
+    adapter = adapter_at(where, fetch=fetch)
+    if adapter is not None:
+        return "scalar" if is_scalar(adapter) else kind_at(str(base_of(adapter, where, home)), home, fetch=fetch)
+    if isinstance(where, Path):
+        file = path / "config.json"
+        try:
+            names = json.loads(file.read_text(encoding="utf-8")).get("architectures") or []
+        except (OSError, ValueError, AttributeError):
+            return None
+    elif fetch:
+        from unified.models import config_at
+
+        names = config_at(reference).architectures or []
+    else:
+        return None
+    return "scalar" if any("SequenceClassification" in str(name) for name in names) else "policy"
+
+
+def as_problem(error: UserError, at: tuple[str | int, ...] = ()) -> Problem:
+    """A mistake that was raised, as one to be shown with its place."""
+    first, *hints = str(error).splitlines()
+    return Problem(first, at, tuple(hint.strip() for hint in hints))
+
+
+def model_problems(model: ModelSettings, home: Path) -> list[Problem]:
+    """What is wrong with the recipe's own model."""
+    if (model.path is None) == (model.new is None):
+        return [
+            Problem(
+                "model needs either `path` or `new`", (), ("a folder or hub id, or a configuration with model_type",)
+            )
+        ]
+    if model.path is not None:
+        problem = path_problem(model.path, home, (), [])
+        return [problem] if problem else []
+    problems = (
+        [] if model.tokenizer else [Problem("a new model needs `tokenizer`", ("new",), ("the dataset that makes one",))]
+    )
+    return problems + configuration_problems(dict(model.new or {}))
+
+
+def configuration_problems(config: dict[str, Any]) -> list[Problem]:
+    """A new model's configuration: transformers itself would keep a misspelt key and never use it."""
+    name = config.pop("model_type", None)
+    if not isinstance(name, str):
+        hint = "for example {model_type: llama, hidden_size: 64, num_hidden_layers: 2, ...}"
+        return [Problem("a new model needs `model_type`", ("new",), (hint,))]
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # slow to import
+
+    known = list(CONFIG_MAPPING.keys())
+    if name not in known:
+        near = did_you_mean(name, known)
+        hints = (f"did you mean '{near}'?",) if near else ("the model types are those of transformers",)
+        return [Problem(f"transformers knows no model_type '{name}'", ("new", "model_type"), hints)]
+    plain = CONFIG_MAPPING[name]()
+    fields = [key for key in plain.to_dict() if not key.startswith("_")]
+    problems = []
+    for key in config:
+        if not hasattr(plain, key):
+            near = did_you_mean(key, fields)
+            hints = (f"did you mean '{near}'?",) if near else (f"known: {', '.join(sorted(fields))}",)
+            problems.append(Problem(f"no key '{key}' in the configuration of a {name}", ("new", key), hints))
+    return problems
