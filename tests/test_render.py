@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from unified import Answer, Example, UserError
-from unified.render import Renderer, TooLong, render_rows, template_hash
+from unified import Answer, Example, TokenRow, UserError
+from unified.edges import vocabulary_hash
+from unified.render import Renderer, TooLong, render_rows
 
 SHARED = Path(__file__).parents[2] / "shared" / "models"
 WORDS = ["<pad>", "<unk>", "</s>", "<s>", *"abcdefgh", "User", "Assistant", ":", "\n", " "]
@@ -335,15 +336,41 @@ def test_whatever_the_policy_every_row_fits_or_is_counted_and_has_something_to_l
         assert cut or group.answers[-1].ids[-1] == 2
 
 
-def test_the_hash_changes_with_the_template_and_with_the_vocabulary_only():
-    plain = characters()
-    assert template_hash(plain) == template_hash(characters(adds_bos=True))
-    assert template_hash(plain) != template_hash(characters(template=TEMPLATE))
-    assert template_hash(plain) != template_hash(characters(extra="["))
+def _sampled(example: Example, tokenizer: Any, *answers: Answer) -> Example:
+    """The example as a sampling stage leaves it: with the tokens that a model wrote."""
+    example.tokens = TokenRow(vocabulary_hash(tokenizer), example.digest(), [4, 4], list(answers))
+    return example
 
 
-@pytest.mark.real
-@pytest.mark.skipif(not SHARED.exists(), reason="needs the real models beside the checkout")
+def test_an_answer_that_a_model_wrote_is_never_tokenised_again():
+    # the model wrote c and d and was cut off: no end token is put behind, and the prompt is the one that it saw
+    answer = Answer([6, 7], loss_mask=[True, False], finish="length", steps=[(1, 0.5)])
+    row = _sampled(Example("ab", ["cd"], [0.5], {"level": 2}), characters(), answer)
+    group = Renderer(characters(), 20).group(row, row=3)
+    assert (group.prompt, group.text, group.key) == ([4, 4], "ab", 3)
+    (read,) = group.answers
+    assert (read.ids, read.loss_mask, read.finish, read.steps) == ([6, 7], [True, False], "length", [(1, 0.5)])
+    assert (read.text, read.reward, read.columns) == ("cd", 0.5, {"level": 2.0})
+
+
+def test_tokens_of_another_vocabulary_or_of_text_that_was_changed_are_not_used():
+    for change in ("vocabulary", "prompt", "answer"):
+        row = _sampled(Example("ab", ["cd"]), characters(), Answer([6]))
+        tokenizer = characters(extra="[") if change == "vocabulary" else characters()
+        row.prompt = "ba" if change == "prompt" else row.prompt
+        row.answers = ["dc"] if change == "answer" else row.answers
+        group = Renderer(tokenizer, 20).group(row)
+        assert group.prompt == Renderer(tokenizer, 20).prompt_ids(row.prompt)
+        assert group.answers[0].ids == Renderer(tokenizer, 20).answer_ids(row.prompt, row.answers[0])
+
+
+def test_a_conversation_that_was_sampled_is_shown_with_its_turns():
+    row = _sampled(Example(user("ab"), ["cd"]), characters(template=TEMPLATE), Answer([6, 7, 2]))
+    group = Renderer(characters(template=TEMPLATE), 20).group(row)
+    assert group.messages == user("ab")
+    assert group.text == Renderer(characters(template=TEMPLATE), 20).text(user("ab"))
+
+
 def test_text_behind_a_prompt_gets_no_space_from_a_tokenizer_that_puts_one_before_everything():
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "tinyllamas-stories260k")
     render = Renderer(tokenizer, 512)

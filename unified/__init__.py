@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unified import training as training
+    from unified.attention import packed_masks as packed_masks
     from unified.batch import Batch as Batch
     from unified.batch import Pairs as Pairs
     from unified.batch import pairs as pairs
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from unified.data import Example as Example
     from unified.data import PromptGroup as PromptGroup
     from unified.data import Sampling as Sampling
+    from unified.data import TokenRow as TokenRow
+    from unified.errors import FormatError as FormatError
     from unified.errors import PluginError as PluginError
     from unified.errors import Problem as Problem
     from unified.errors import UserError as UserError
@@ -43,8 +46,9 @@ if TYPE_CHECKING:
     from unified.registry import call_named as call_named
     from unified.registry import catalogue as catalogue
     from unified.registry import using as using
+    from unified.render import Renderer as Renderer
     from unified.render import number_columns as number_columns
-    from unified.render import template_hash as template_hash
+    from unified.render import tools_of as tools_of
     from unified.runner import run_recipe as run_recipe
     from unified.settings import Chosen as Chosen
     from unified.settings import Field as Field
@@ -61,16 +65,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Bench": "bench", "Batch": "batch", "Pairs": "batch", "pairs": "batch",
+    "packed_masks": "attention", "Bench": "bench", "Batch": "batch", "Pairs": "batch", "pairs": "batch",
     "check_recipe": "check", "examine": "coefficient_tool", "load_recipe": "recipe", "run_recipe": "runner",
-    "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data",
-    "PluginError": "errors", "Problem": "errors", "UserError": "errors", "did_you_mean": "errors",
+    "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data", "TokenRow": "data",
+    "FormatError": "errors", "PluginError": "errors", "Problem": "errors", "UserError": "errors", "did_you_mean": "errors",
     "hookimpl": "hookspecs", "Judge": "judges",
     "Artifact": "models", "save_model": "models", "stored_value_head": "models",
     "Algorithm": "parts", "DataFormat": "parts", "Dataset": "parts", "DataSource": "parts", "Reward": "parts",
     "RolloutEngine": "parts", "Rule": "parts", "StageKind": "parts",
     "Catalogue": "registry", "call_named": "registry", "catalogue": "registry", "using": "registry",
-    "number_columns": "render", "template_hash": "render",
+    "Renderer": "render", "number_columns": "render", "tools_of": "render",
     "Chosen": "settings", "Field": "settings", "Settings": "settings", "choice": "settings",
     "StageContext": "stage", "StageResult": "stage", "TrainSettings": "stage",
     "Job": "work", "Measure": "work", "Rows": "work", "Work": "work",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from accelerate.utils import gather_object
 from unified.data import Example, PromptGroup
 from unified.fit import Policy
 from unified.judges import judges_of, load_judges
+from unified.left_out import Counts, told
 from unified.models import Artifact
 from unified.processes import Processes
 from unified.registry import call_named
@@ -87,18 +89,25 @@ class Bench:
         reserve: int = 0,
         too_long: Policy = "refuse",
         limit: int | None = None,
-    ) -> tuple[list[Example], list[PromptGroup], dict[str, int]]:
+    ) -> tuple[Sequence[Example], list[PromptGroup], Counts]:
         """The first `limit` rows of a split as text and as tokens (a group's `key` finds its row), and what is counted.
+
+        Rows that stay in their file are there as text only when one is asked for.
 
         reserve: tokens kept free for a sampled answer. UserError for rows that do not fit.
         """
         where = {"split": split, "seed": self.stage.seed, "folder": self.stage.home}
         examples: Sequence[Example] = call_named(data.part.open, settings=data.settings, **where)
-        first = list(islice(examples, limit))
+        first = examples if limit is None or limit >= len(examples) else examples[:limit]
         groups, counts = render_rows(
             self.renderer, first, needs_answers=needs_answers, too_long=too_long, reserve=reserve
         )
-        return first, groups, {**getattr(examples, "counts", {}), **counts}
+        found = Counts({**getattr(examples, "counts", {}), **counts}, counts.problems)
+        if first is not examples:
+            found.problems = [*getattr(examples, "problems", ()), *found.problems]
+        for line in told(found, f"{self.stage.name}: rows ({split})"):
+            self.stage.say(line)
+        return first, groups, found
 
     def answer(
         self,
@@ -118,11 +127,11 @@ class Bench:
         if not stream.online:
             given = stream.collect(list(rows), NoSampler(self.tokenizer), seed_of(label, self.stage.seed))
             return processes.mine(given)
-        mine = processes.mine(rows)
-        sampler = Sampler(self.run.settings.engine, self.run.roles.models["policy"], self.tokenizer, 0)
+        mine = processes.mine([replace(group, draw=number) for number, group in enumerate(rows)])
+        place = ("answers", self.stage.seed, label)
+        sampler = Sampler(self.run.settings.engine, self.run.roles.models["policy"], self.tokenizer, 0, place)
         out: list[PromptGroup] = []
         for start in range(0, len(mine), at_once):
-            torch.manual_seed(seed_of("answers", label, self.stage.seed, start, processes.rank))
             part = mine[start : start + at_once]
             out += stream.collect(part, sampler, seed_of("source", label, self.stage.seed, start))
             if progress is not None:

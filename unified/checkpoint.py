@@ -49,6 +49,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "positions": [s.position for s in run.streams],
+        "left_out": [s.left_out for s in run.streams],
         "terms": [[t.state for t in s.terms] for s in run.streams],
         "kept": run.kept,
         "kept_top": run.kept_top,
@@ -74,8 +75,9 @@ def resume(run: Run) -> bool:
     run.optimizer.load_state_dict(state["optimizer"])
     run.scheduler.load_state_dict(state["scheduler"])
     run.step, run.iteration = state["step"], state["iteration"]
-    for stream, position, terms in zip(run.streams, state["positions"], state["terms"], strict=True):
-        stream.position = position
+    each = zip(run.streams, state["positions"], state["left_out"], state["terms"], strict=True)
+    for stream, position, left_out, terms in each:
+        stream.position, stream.left_out = position, left_out
         for term, value in zip(stream.terms, terms, strict=True):
             term.state = value
     run.kept, run.evaluated, run.last, run.best = state["kept"], state["evaluated"], state["last"], state["best"]

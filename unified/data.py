@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}; a turn may also have `tool_calls`, `name`, ...
 Text = str | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """The tokens of a row that was sampled; they stand for its text while that is what `digest` says.
+
+    vocabulary: hash of the vocabulary that the ids belong to. digest: of the Example. prompt: token ids.
+    answers: with ids, loss mask, finish, trajectory and steps; the rest is the row's.
+    """
+
+    vocabulary: str
+    digest: str
+    prompt: list[int]
+    answers: list[Answer]
 
 
 @dataclass
@@ -21,12 +37,19 @@ class Example:
     rewards: one per answer; preference data has chosen 1 and rejected 0, a ranking K-1 ... 0. None: not judged.
     columns: everything else of the row, for reward functions and `on: COLUMN`; beside a prompt of messages `tools` are
         JSON schemas (or their JSON text) for the chat template.
+    tokens: of an answer that a model wrote, so that it is never tokenised again.
     """
 
     prompt: Text
     answers: Sequence[str | Sequence[Message]] = field(default_factory=list)
     rewards: list[float] | None = None
     columns: dict[str, Any] = field(default_factory=dict)
+    tokens: TokenRow | None = None
+
+    def digest(self) -> str:
+        """Of prompt and answers as they read: sha256 in hexadecimal."""
+        said = json.dumps([self.prompt, self.answers], ensure_ascii=True, sort_keys=True, default=str)
+        return hashlib.sha256(said.encode()).hexdigest()
 
 
 @dataclass
@@ -74,6 +97,8 @@ class PromptGroup:
     """One prompt and its K answers, with the columns that the reward needs.
 
     prompt: token ids, ready to be continued. text: the prompt as it reads. key: its row in the dataset.
+    messages: the prompt as a conversation; None for a prompt of text. draw: its running number among all prompts drawn
+    by a stage, -1 where it was not drawn; what is sampled for it depends on that.
     """
 
     prompt: list[int]
@@ -81,6 +106,8 @@ class PromptGroup:
     text: str = ""
     columns: dict[str, Any] = field(default_factory=dict)
     key: int = -1
+    messages: Sequence[Message] | None = None
+    draw: int = -1
 
 
 @dataclass(frozen=True)
@@ -88,14 +115,18 @@ class Sampling:
     """How answers are drawn.
 
     temperature: divides the logits; 0 means greedy. top_p: 1 keeps all. top_k: 0 keeps all. max_tokens: of an answer.
+    min_p: keeps tokens of at least so many times the probability of the likeliest; 0 keeps all.
+    stop: texts, each of which ends an answer with the token that completes it; the answer keeps it.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_tokens: int = 256
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether every token could have been drawn, so that log-probs need no correction."""
-        return self.top_p >= 1.0 and self.top_k == 0
+        return self.top_p >= 1.0 and self.top_k == 0 and self.min_p <= 0.0

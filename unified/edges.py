@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unified.errors import Problem, UserError, unknown_name
-from unified.made import STAGE, made_by
+from unified.made import STAGE, is_to_come, made_by
 from unified.manifest import chosen_parts
 from unified.named_models import of_the_hub
 from unified.registry import call_named
@@ -222,7 +222,7 @@ class Models:
             if made:
                 if maker and made not in asked and self._has_conversations(maker, asked | {made}):
                     return True
-            elif chosen.part.remote or self._some_are_messages(chosen):
+            elif chosen.part.remote or (not is_to_come(chosen) and self._some_are_messages(chosen)):
                 return True
         return False
 

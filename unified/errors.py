@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -49,6 +49,17 @@ class UserError(Exception):
 
     def __init__(self, message: str, *hints: str) -> None:
         super().__init__("\n".join([message, *(f"    {hint}" for hint in hints)]))
+
+
+class FormatError(UserError):
+    """No format fits the columns of a dataset, or several do.
+
+    row: the first row, by column. needs: format -> what it takes, of those that fit, or of all where none does.
+    """
+
+    def __init__(self, message: str, *hints: str, row: Mapping[str, object], needs: Mapping[str, str]) -> None:
+        super().__init__(message, *hints)
+        self.row, self.needs = dict(row), dict(needs)
 
 
 class PluginError(Exception):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from unified.data import Sampling
 from unified.run import Run, forward, heads_without_gradient, tabulate
 from unified.step import count, credit, look_ahead, score, weigh
-from unified.stream import NoSampler, Sampler, Stream, seed_of
+from unified.stream import NoSampler, Sampler, Stream
 
 
 def evaluate(run: Run) -> dict[str, float]:
@@ -62,11 +64,14 @@ def measure_answers(run: Run, stream: Stream) -> None:
     """Mean reward, length and KL to the reference of answers sampled for held-out prompts."""
     wanted = run.settings.evaluation
     assert wanted is not None
-    torch.manual_seed(seed_of("evaluation", run.stage.seed, run.processes.rank))
-    prompts = run.processes.mine(stream.rows[: wanted.num_prompts])
-    sampler = Sampler(run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step)
+    numbered = [replace(group, draw=number) for number, group in enumerate(stream.rows[: wanted.num_prompts])]
+    prompts = run.processes.mine(numbered)
+    place = ("evaluation", run.stage.seed)
+    sampler = Sampler(
+        run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step, place, bf16=run.roles.bf16
+    )
     answers = sampler(prompts, wanted.samples, Sampling(temperature=wanted.temperature, max_tokens=wanted.max_tokens))
-    groups = [type(p)(p.prompt, a, p.text, p.columns, p.key) for p, a in zip(prompts, answers, strict=True)]
+    groups = [replace(p, answers=a) for p, a in zip(prompts, answers, strict=True)]
     stream.judge(groups)
     for group in groups:
         for answer in group.answers:

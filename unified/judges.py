@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from unified.data import Answer, PromptGroup, Sampling, Text
@@ -29,6 +30,7 @@ class Judge:
     run: Run
     role: str
     tokenizer: Any
+    asked: Counter[object] = field(default_factory=Counter, compare=False)
 
     def score(self, groups: Sequence[PromptGroup]) -> list[list[float | None]]:
         """A scalar model's reading after the last token of each answer; None for an answer without a token.
@@ -65,7 +67,10 @@ class Judge:
         ]
         out: list[list[Answer]] = [[] for _ in prompts]
         if fits:
-            sampler = Sampler(self.run.settings.engine, model, self.tokenizer, self.run.step)
+            place = ("judge", self.run.stage.seed, self.run.stage.name, self.role, self.run.step, self.run.iteration)
+            sampler = Sampler(
+                self.run.settings.engine, model, self.tokenizer, self.run.step, place, self.run.roles.bf16, self.asked
+            )
             for i, answers in zip(fits, sampler([rendered[i] for i in fits], n, sampling), strict=True):
                 out[i] = answers
         return out

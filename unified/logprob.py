@@ -86,6 +86,31 @@ def read_distribution(
     )
 
 
+def weighted_logprob(
+    hidden: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    target: Tensor,
+    push: Tensor,
+    *,
+    temperature: float = 1.0,
+    dtype: torch.dtype | None = None,
+    chunk_numbers: int = CHUNK_NUMBERS,
+) -> tuple[Tensor, Tensor]:
+    """Σ push · logp of `read_distribution`, for pushes that are known before: logits are computed once, not twice.
+
+    The gradient is made with each chunk of logits, in the forward pass, and only scaled in the backward pass.
+
+    Args:
+        push: [tokens], what stands before the gradient of each logp; the others as in `read_distribution`.
+    Returns:
+        The sum, differentiable, and logp [tokens] in nats without gradient.
+    """
+    rows = max(1, chunk_numbers // (hidden.shape[1] if weight is None else weight.shape[0]))
+    total, logp = _WeightedLogProb.apply(hidden, weight, bias, target, push, temperature, dtype or hidden.dtype, rows)
+    return total, logp
+
+
 def chunk_of_logits(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, temperature: float) -> Tensor:
     """[chunk, vocab] logits over temperature, in float32 or float64; without a weight `hidden` holds the logits."""
     z = hidden if weight is None else hidden @ weight.T
@@ -163,3 +188,58 @@ class _LinearLogProb(torch.autograd.Function):
         grad_b = None if grad_b is None else grad_b.to(bias.dtype)
         grad_w = None if grad_w is None else grad_w.to(weight.dtype)
         return grad_h, grad_w, grad_b, None, None, None, None, None
+
+
+class _WeightedLogProb(torch.autograd.Function):
+    """Gradient of Σ c logp: c (onehot − p) by the logits, made while they are there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        target: Tensor,
+        push: Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+        rows: int,
+    ) -> tuple[Tensor, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            logp = torch.empty(len(target), dtype=wide, device=hidden.device)
+            c = push.to(wide)
+            grad_h = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+            grad_w = (
+                torch.zeros(w.shape, dtype=wide, device=w.device) if ctx.needs_input_grad[1] and w is not None else None
+            )
+            grad_b = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
+            for start in range(0, len(target), rows):
+                part = slice(start, start + rows)
+                z = chunk_of_logits(h[part], w, bias, temperature)
+                lse = z.logsumexp(1)
+                logp[part] = z.gather(1, target[part, None])[:, 0] - lse
+                p = z.sub(lse[:, None]).exp_() if w is None else z.sub_(lse[:, None]).exp_()
+                d = p.mul_(-c[part, None] / temperature)
+                d.scatter_add_(1, target[part, None], (c[part, None] / temperature).to(d.dtype))
+                if grad_b is not None:
+                    grad_b += d.sum(0)
+                d = d.to(dtype)
+                if grad_h is not None:
+                    grad_h[part] = (d if w is None else d @ w).to(hidden.dtype)
+                if grad_w is not None:
+                    grad_w += (d.T @ h[part]).to(wide)
+        ctx.grads = (
+            grad_h,
+            None if grad_w is None or weight is None else grad_w.to(weight.dtype),
+            None if grad_b is None or bias is None else grad_b.to(bias.dtype),
+        )
+        ctx.mark_non_differentiable(logp)
+        return (c * logp).sum(), logp
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        made, ctx.grads = ctx.grads, None
+        return *(None if g is None else g.mul_(grads[0].to(g.dtype)) for g in made), None, None, None, None, None

@@ -23,6 +23,16 @@ def made_by(data: Any) -> str | None:
     return path if isinstance(path, str) and path.startswith(STAGE) else None
 
 
+def is_to_come(data: Any) -> bool:
+    """Whether rows of a dataset, or of one inside it, are yet to be written by a stage, or to be fetched."""
+    if isinstance(data, Chosen):
+        own = made_by(data) is not None or (data.part.kind == "dataset" and data.part.remote)
+        return own or is_to_come(data.settings)
+    if isinstance(data, Settings):
+        return any(is_to_come(getattr(data, key)) for key in type(data).model_fields)
+    return isinstance(data, (list, tuple)) and any(is_to_come(item) for item in data)
+
+
 def references(value: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """(path of keys, `stage:NAME`) of every dataset of a stage that settings name, at any depth."""
     reference = made_by(value)

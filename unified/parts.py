@@ -80,7 +80,9 @@ class Algorithm(Part):
         differentiates the loss. An algorithm that pushes `logits` with GC 1 needs no `coefficient` and no `loss`.
     top_k(settings) -> how many of the teacher's likeliest tokens are stored before learning; 0: it runs beside.
     reads, credit_reads: names of fields and current heads that coefficient or loss, and credit, look at;
-        a frozenset, or a function of the settings ("ref_logp" only where the KL weight is not 0).
+        a frozenset, or a function of the settings ("ref_logp" only where the KL weight is not 0). Loss and metrics are
+        given the heads that are pushed in any case; a coefficient that reads none of them is computed before the
+        forward, which then is cheaper.
     aggregation: per head that is pushed, how tokens are weighed; a bare name means {"logp": name}.
     scope: how far the coefficient of an answer depends on other answers; a name, or a function of the settings.
     source: the data source a stage uses when its recipe names none ("rows": answers as they stand in the data).
@@ -181,6 +183,8 @@ class Dataset(Part):
     """Where rows come from.
 
     open(settings, split, seed, folder) -> Sequence[Example]; split is "train" or "held_out", folder the recipe's own.
+        It may also have `counts` (rows left out, by name), `problems` (first places, "file:line: why"), `format`, and
+        `streaming`, true where a row is read when it is asked for: then it is also rendered only when it is drawn.
     tokenizer(settings) -> a fast tokenizer made on the spot, for datasets that bring their own alphabet.
     remote: whether open fetches its rows; then they are opened when a stage runs, and not by the check.
     """
@@ -222,8 +226,8 @@ class DataSource(Part):
 
     collect(prompts, settings, sample, seed, models, folder) -> list[PromptGroup]; `prompts` are PromptGroups drawn from
         the dataset in seeded order (this process's share where the source is online, else those of all processes);
-        `sample(prompts, n, sampling)` asks the rollout engine with the policy as it is now, `sample.decode(ids)` is text
-        and `sample.tokenizer` its tokenizer; `models` and `folder` are those of a reward.
+        `sample(prompts, n, sampling)` asks the rollout engine with the policy as it is now, `sample.decode(ids)` is
+        text and `sample.tokenizer` its tokenizer; `models` and `folder` are those of a reward.
     models(settings) -> as for a reward, for sources that judge while they search.
     online: whether collect asks the rollout engine.
     """
@@ -266,16 +270,18 @@ class Reward(Part):
 class RolloutEngine(Part):
     """What samples answers.
 
-    generate(model, tokenizer, prompts, n, sampling, settings) -> per prompt a list of n Answers with token ids,
+    generate(model, tokenizer, prompts, n, sampling, settings, seeds) -> per prompt a list of n Answers with token ids,
         sampling_logp (of the distribution sampled from) and finish ("stop" or "length").
-        `prompts` are lists of token ids; `sampling` is a unified.data.Sampling; the caller has seeded torch.
+        `prompts` are lists of token ids; `sampling` is a unified.data.Sampling. The k-th answer to prompt i must be
+        drawn from `seeds[i][k]`, an int of 63 bits, alone: the other answers of the call, which depend on batch and
+        process, have no part in it. Torch is not seeded for the call; it is called under the stage's autocast.
     """
 
     generate: Callable[..., Any] | None = None
 
     kind: ClassVar[str] = "engine"
     offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
-        "generate": ("model", "tokenizer", "prompts", "n", "sampling", "settings")
+        "generate": ("model", "tokenizer", "prompts", "n", "sampling", "settings", "seeds")
     }
 
 

@@ -20,7 +20,7 @@ from unified.cost import Cost, Size, cost_of, settings_of_model, size_of, tokeni
 from unified.devices import UTILISATION, Hardware
 from unified.devices import hardware as parse_hardware
 from unified.errors import UserError
-from unified.made import STAGE, files_of, resolved
+from unified.made import STAGE, files_of, is_to_come, resolved
 from unified.recipe import Recipe, load_recipe
 from unified.registry import call_named
 from unified.render import Renderer
@@ -104,10 +104,12 @@ class Estimator:
     def _measured(self, data: Any, split: str, root: str | None) -> Rows | None:
         recipe = self.plan.recipe
         tokenizer = self._tokenizer(root)
-        if tokenizer is None or data.part.remote:
+        if tokenizer is None:
             return None
         try:
             data = resolved(data, self._dataset)
+            if is_to_come(data):  # on the hub
+                return None
             rows = call_named(data.part.open, settings=data.settings, split=split, seed=recipe.seed, folder=recipe.home)
         except UserError:  # written by a stage that has not run, or found wanting by the check
             return None

@@ -7,20 +7,22 @@ ask for tokens by yielding texts, so that the texts of many rows go through one 
 from __future__ import annotations
 
 import gc
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from unified.chat import PLAIN_TEMPLATE as PLAIN_TEMPLATE
-from unified.chat import Chat, Stretch, Tools, tools_of
+from unified.chat import Chat, Stretch, Tools
+from unified.chat import tools_of as tools_of
 from unified.data import Answer, Example, Message, PromptGroup, Text
+from unified.edges import vocabulary_hash
 from unified.errors import UserError
 from unified.fit import Policy, TooLong, cut_answers, cut_left, overflow, shorter
+from unified.left_out import Counts, Places
 from unified.tokens import Asking, Tokens, given
 
 #: rows whose texts go through the tokenizer together
@@ -59,6 +61,11 @@ class Renderer:
         self.tokenizer, self.max_length = tokenizer, max_length
         self.tokens = Tokens(tokenizer, eos_ids)
         self.chat = Chat(tokenizer, self.tokens.end_texts)
+
+    @cached_property
+    def vocabulary(self) -> str:
+        """Hash of the tokenizer's vocabulary."""
+        return vocabulary_hash(self.tokenizer)
 
     def prompt_ids(self, prompt: Text, tools: Tools | None = None) -> list[int]:
         """Token ids of a prompt, ready to be continued.
@@ -105,13 +112,13 @@ class Renderer:
         return self.tokens.alone(self._fitted(example, row, reserve, "refuse"))[0]
 
     def groups(
-        self, examples: Sequence[Example], *, first: int = 0, reserve: int = 0, too_long: Policy = "refuse"
+        self, examples: Sequence[Example], *, numbers: Sequence[int], reserve: int = 0, too_long: Policy = "refuse"
     ) -> list[tuple[PromptGroup, Done] | ValueError]:
-        """Rows numbered from `first` as `group` gives them, with what was done to each; or what it raises.
+        """Rows of these numbers as `group` gives them, with what was done to each; or what it raises.
 
         A row over the limit is cut as too_long says; TooLong where that cannot be done. What is counted: render_rows.
         """
-        rows = [self._fitted(example, first + i, reserve, too_long) for i, example in enumerate(examples)]
+        rows = [self._fitted(one, row, reserve, too_long) for row, one in zip(numbers, examples, strict=True)]
         with _no_collection():
             return self.tokens.together(rows)
 
@@ -136,6 +143,9 @@ class Renderer:
 
     def _group(self, example: Example, row: int, reserve: int) -> Asking[tuple[PromptGroup, Done]]:
         """A row, however long it is, and what its template did to it."""
+        sampled = self._sampled(example, row)
+        if sampled is not None:
+            return sampled, Counter()
         rewards = example.rewards if example.rewards is not None else [None] * len(example.answers)
         if len(rewards) != len(example.answers):
             raise ValueError(f"row {row} has {len(rewards)} rewards but {len(example.answers)} answers")
@@ -163,7 +173,26 @@ class Renderer:
         answers = [_behind(context[len(prompt) :], a) for context, a in made if context[: len(prompt)] == prompt]
         if len(answers) < len(made):  # where answers are sampled: these begin in another way than sampled ones do
             done["answers_left_out"] += len(made) - len(answers)
-        return PromptGroup(prompt, answers, shown, dict(example.columns), row), done
+        turns = None if isinstance(example.prompt, str) else example.prompt
+        return PromptGroup(prompt, answers, shown, dict(example.columns), row, turns), done
+
+    def _sampled(self, example: Example, row: int) -> PromptGroup | None:
+        """A row by the tokens that a model wrote; None where they are not there, or not those of this text."""
+        tokens = example.tokens
+        if tokens is None or tokens.vocabulary != self.vocabulary or tokens.digest != example.digest():
+            return None
+        rewards = example.rewards if example.rewards is not None else [None] * len(tokens.answers)
+        if not len(rewards) == len(tokens.answers) == len(example.answers):
+            return None
+        tools = None if isinstance(example.prompt, str) else tools_of(example.columns)
+        columns = number_columns(example.columns)
+        answers = [
+            replace(a, text=text if isinstance(text, str) else a.text, reward=r, columns=dict(columns))
+            for a, text, r in zip(tokens.answers, example.answers, rewards, strict=True)
+        ]
+        turns = None if isinstance(example.prompt, str) else example.prompt
+        shown = self.text(example.prompt, tools)
+        return PromptGroup(list(tokens.prompt), answers, shown, dict(example.columns), row, messages=turns)
 
     def _prompt(self, prompt: Text, shown: str) -> Asking[list[int]]:
         (ids,) = yield [shown]
@@ -276,7 +305,7 @@ def render_rows(
     needs_answers: int,
     too_long: Policy = "refuse",
     reserve: int = 0,
-) -> tuple[list[PromptGroup], dict[str, int]]:
+) -> tuple[list[PromptGroup], Counts]:
     """All rows as tokens, in order, and how many there were.
 
     Args:
@@ -290,7 +319,7 @@ def render_rows(
             where answers are sampled.
         reserve: tokens kept free for a sampled answer; then only the prompt counts.
     Returns:
-        The groups (key: the row's number from 0), and {"rows", "kept", "dropped_too_long"} with, where they are not 0,
+        The groups (key: the row's number from 0), and `Counts` {"rows", "kept", "dropped_too_long"} with, where not 0,
         rows "cut_prompt" and "cut_answer"; answers "cut_by_turn", as the template rewrites its past; turns with
         "words_put_back" that the template leaves out, and with "words_left_out" that could not be put back; turns
         "opened_otherwise", written behind another opening than the one that is served (`<think>`, say); rows with
@@ -303,30 +332,58 @@ def render_rows(
         raise UserError("the dataset has no rows", "give a file or a setting that leaves at least one")
     groups: list[PromptGroup] = []
     counts: Done = Counter(rows=len(examples), kept=0, dropped_too_long=0)
+    places = Places()
     for first in range(0, len(examples), CHUNK):
-        chunk = [examples[i] for i in range(first, min(first + CHUNK, len(examples)))]
-        made = renderer.groups(chunk, first=first, reserve=reserve, too_long=too_long)
-        for row, (example, one) in enumerate(zip(chunk, made, strict=True), first):
-            if len(example.answers) < needs_answers:
-                raise UserError(
-                    f"{_place(row, example)} has {len(example.answers)} answers, "
-                    f"this stage needs {needs_answers} or more",
-                    "1 to imitate, 2 for a preference, more for a ranking; `columns:` says where a file keeps them",
-                )
-            if isinstance(one, TooLong) and too_long != "refuse":
-                counts["dropped_too_long"] += 1
-            elif isinstance(one, ValueError):
-                raise _refused(row, example, one, reserve) from one
-            else:
-                groups.append(one[0])
-                counts.update(one[1])
+        numbers = range(first, min(first + CHUNK, len(examples)))
+        chunk = [examples[i] for i in numbers]
+        made = renderer.groups(chunk, numbers=numbers, reserve=reserve, too_long=too_long)
+        for row, example, one in zip(numbers, chunk, made, strict=True):
+            group = settled(
+                row, example, one, counts, places, needs_answers=needs_answers, too_long=too_long, reserve=reserve
+            )
+            if group is not None:
+                groups.append(group)
     if not groups:
         raise UserError(
             f"all {len(examples)} rows have more than {renderer.max_length} tokens",
             "set a larger max_length, or other data",
         )
     counts["kept"] = len(groups)
-    return groups, {**getattr(examples, "counts", {}), **counts}
+    problems = [*getattr(examples, "problems", ()), *places.lines]
+    return groups, Counts({**getattr(examples, "counts", {}), **counts}, problems)
+
+
+def settled(
+    row: int,
+    example: Example,
+    made: tuple[PromptGroup, Done] | ValueError,
+    counts: Done,
+    places: Places,
+    *,
+    needs_answers: int,
+    too_long: Policy,
+    reserve: int,
+) -> PromptGroup | None:
+    """What a row, as `Renderer.groups` made it, is to a stage: its group, or None where it is dropped as too long.
+
+    What was done to it is added to counts and places. UserError as in render_rows.
+    """
+    if len(example.answers) < needs_answers:
+        raise UserError(
+            f"{_place(row, example)} has {len(example.answers)} answers, this stage needs {needs_answers} or more",
+            "1 to imitate, 2 for a preference, more for a ranking; `columns:` says where a file keeps them",
+        )
+    if isinstance(made, TooLong) and too_long != "refuse":
+        counts["dropped_too_long"] += 1
+        places.add("dropped_too_long", _place(row, example), f"{made.tokens} tokens, the limit is {made.limit}")
+        return None
+    if isinstance(made, ValueError):
+        raise _refused(row, example, made, reserve) from made
+    group, done = made
+    counts.update(done)
+    for name in done:
+        places.add(name, _place(row, example))
+    return group
 
 
 def _refused(row: int, example: Example, error: ValueError, reserve: int) -> UserError:
@@ -337,12 +394,6 @@ def _refused(row: int, example: Example, error: ValueError, reserve: int) -> Use
         f"{_place(row, example)} has {error.tokens} tokens{what}; the limit is {error.limit}",
         "set too_long: drop, or a larger max_length",
     )
-
-
-def template_hash(tokenizer: Any) -> str:
-    """sha256 of the chat template and the vocabulary, in hexadecimal: equal where rows become the same ids."""
-    what = json.dumps([tokenizer.chat_template, sorted(tokenizer.get_vocab().items())], ensure_ascii=False)
-    return hashlib.sha256(what.encode()).hexdigest()
 
 
 def _place(row: int, example: Example) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unified.attention import packed_masks
 from unified.distribution import Divergence, TeacherChunk, divergence, likeliest, log_prob_chunks
 from unified.layout import Kind, Layout, Row, lay_out
-from unified.logprob import read_distribution
+from unified.logprob import read_distribution, weighted_logprob
 from unified.models import scalar_head
 from unified.parts import STATISTICS
 
@@ -40,14 +40,23 @@ class Roles(nn.Module):
         self.plain_head = {r: head_is_linear(m) for r, m in models.items() if r in ("policy", "reference", "teacher")}
 
     def forward(
-        self, layout: Layout, asks: Asks, temperature: float = 1.0, visits: Mapping[str, Divergence] | None = None
+        self,
+        layout: Layout,
+        asks: Asks,
+        temperature: float = 1.0,
+        visits: Mapping[str, Divergence] | None = None,
+        push: Tensor | None = None,
     ) -> dict[str, dict[str, Tensor]]:
         """Heads of the rows in `layout`: role -> head -> [batch, time], 0 outside the loss mask.
 
         temperature: divides the logits of policy, reference and teacher. visits: what the `logits` heads compute.
+        push: [batch, time], what stands before the gradient of the policy's logp, where nothing else of it is asked;
+            then the sum of both is its head `objective` (a number), and its logp carries no gradient.
         """
         visits = visits or {}
         with torch.autocast(layout.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
+            if push is not None:
+                return {"policy": self._pushed(layout, push, temperature)}
             return {role: self._role(role, layout, heads, temperature, visits) for role, heads in asks.items() if heads}
 
     def _role(
@@ -99,6 +108,14 @@ class Roles(nn.Module):
             head = divergence(at, weight, bias, visit, chunks, temperature=temperature, dtype=dtype)
             out[name] = layout.scatter(head)
         return out
+
+    def _pushed(self, layout: Layout, push: Tensor, temperature: float) -> dict[str, Tensor]:
+        """The policy's logp and the sum of all of them times their push, from logits that are computed once."""
+        hidden = trunk(self.models["policy"], layout) if self.plain_head["policy"] else None
+        at, weight, bias, dtype = self._before_softmax("policy", layout, hidden)
+        of_token = push[layout.row, layout.time]
+        total, logp = weighted_logprob(at, weight, bias, layout.target, of_token, temperature=temperature, dtype=dtype)
+        return {"objective": total, "logp": layout.scatter(logp)}
 
     def _before_softmax(
         self, role: str, layout: Layout, hidden: Tensor | None

@@ -17,6 +17,7 @@ from unified.data import PromptGroup
 from unified.distribution import Divergence
 from unified.errors import UserError, unknown_name
 from unified.layout import Kind, Row, cut, lay_out, sharing_pays
+from unified.left_out import Counts
 from unified.processes import Processes
 from unified.roles import Asks, Roles
 from unified.stage import StageContext, TrainSettings
@@ -75,7 +76,8 @@ class Run:
     trained: role -> heads that are pushed there. step, iteration: optimiser steps and collected batches done.
     kept: log-probs of the reference on fixed rows, computed once; kept_top: the teacher's likeliest tokens, likewise.
     divergences: what the `logits` heads compute, by name. total_prompts: prompts to draw in all.
-    judges: (reference, kind) of a model that a reward or source asks -> its role. dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
+    judges: (reference, kind) of a model that a reward or source asks -> its role.
+    dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
     """
 
     stage: StageContext
@@ -99,7 +101,7 @@ class Run:
     kept_top: dict[tuple[str, int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
     divergences: dict[str, Divergence] = field(default_factory=dict)
     total_prompts: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
+    dropped: Counts = field(default_factory=lambda: Counts({}))
     held_out: list[Stream] = field(default_factory=list)
     last: dict[str, float] = field(default_factory=dict)
     evaluated: dict[str, float] = field(default_factory=dict)
@@ -230,17 +232,20 @@ def _write_reward(reward: Tensor, i: int, row: Row, value: float | list[float] |
             reward[i, max((c for c in carrying if c <= t), default=carrying[0])] += number
 
 
-def forward(run: Run, table: Table | None, index: Sequence[int], asks: Asks) -> dict[str, dict[str, Tensor]]:
+def forward(
+    run: Run, table: Table | None, index: Sequence[int], asks: Asks, push: Tensor | None = None
+) -> dict[str, dict[str, Tensor]]:
     """Heads of some rows of a table: role -> head -> [rows, time]. Without a table: of one row of no meaning.
 
     The latter keeps processes in step under sharded wrappers, where all must run the same number of forwards.
+    push: [rows, time] of the policy's logp, where it is known; see `Roles.forward`.
     """
     rows = [table.rows[i] for i in index] if table and index else [Row([run.pad], [run.pad], [True])]
     temperature = table.stream.temperature if table else 1.0
     layout = lay_out(rows, run.layout_of(table) if table else run.layout, pad=run.pad).to(run.device)
     seen = visits(run, table, list(index), layout)
     try:
-        out: dict[str, dict[str, Tensor]] = run.model(layout, asks, temperature, seen)
+        out: dict[str, dict[str, Tensor]] = run.model(layout, asks, temperature, seen, push)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise out_of_memory(run) from error

@@ -256,7 +256,8 @@ class _Runner:
         def notify(event: str, **told: Any) -> None:
             self._tell(event, told)
 
-        context = StageContext(stage.name, folder, recipe.home, recipe.seed, self._artifact, notify, progress)
+        told_how = (notify, progress, self.console.say)
+        context = StageContext(stage.name, folder, recipe.home, recipe.seed, self._artifact, *told_how)
         algorithms = [c.name for c in chosen_parts(stage.settings) if c.part.kind == "algorithm"]
         told = {"kind": stage.part.name, "algorithms": algorithms, "steps": getattr(stage.settings, "max_steps", None)}
         draft.started = datetime.now(UTC).isoformat(timespec="seconds")

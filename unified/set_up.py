@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from unified.data import Example, PromptGroup
 from unified.errors import UserError
 from unified.judges import judges_of, load_judges
 from unified.layout import Kind
+from unified.lazy import LazyRows, is_streaming
+from unified.left_out import Counts, told
 from unified.models import Artifact, context_length, load_value_head
 from unified.optim import optimiser, schedule
 from unified.processes import Processes
@@ -41,7 +44,7 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     models, value_head = load_models(stage, settings, terms, artifact)
     judges, named = load_judges(stage, [part for _, part in judging_parts(settings)])
     models |= judges
-    counted: dict[str, int] = {}
+    counted = Counts({})
     renderer = make_renderer(tokenizer, models, settings.max_length)
     streams = make_streams(stage, settings, renderer, counted)
     trained = trained_heads([t for t, _ in terms], settings)
@@ -171,7 +174,7 @@ def _rewards(settings: TrainSettings) -> list[Chosen | None]:
 
 
 def make_streams(
-    stage: StageContext, settings: TrainSettings, renderer: Renderer, counted: dict[str, int]
+    stage: StageContext, settings: TrainSettings, renderer: Renderer, counted: Counts
 ) -> list[Stream]:
     """The stream that drives the stage, with the terms on its rows, and one for each term with rows of its own."""
     from unified.settings import choose
@@ -193,6 +196,10 @@ def make_streams(
         rows, counts = open_rows(data, "train", stage.home, stage.seed, renderer, settings, of_stream, source)
         for name, number in counts.items():
             counted[name] = counted.get(name, 0) + number
+        counted.problems += counts.problems
+        which = f"{stage.name}: rows" if i == 0 else f"{stage.name}: rows of terms[{of_stream[0].number}]"
+        for line in told(counts, which):
+            stage.say(line)
         streams.append(
             Stream(
                 stage.name,
@@ -220,15 +227,23 @@ def open_rows(
     settings: TrainSettings,
     terms: list[Term],
     source: Any,
-) -> tuple[list[PromptGroup], dict[str, int]]:
-    """The rows of a dataset as tokens, and what was counted on the way. UserError for rows that do not fit."""
+) -> tuple[list[PromptGroup] | LazyRows, Counts]:
+    """The rows of a dataset as tokens, and what was counted on the way; rows that stay in their file as they are drawn.
+
+    UserError for rows that do not fit.
+    """
     if data is None:
         raise UserError("the stage needs `data`", "write `data: NAME` or the path of a file")
-    examples: list[Example] = call_named(data.part.open, settings=data.settings, split=split, seed=seed, folder=home)
+    where = {"split": split, "seed": seed, "folder": home}
+    examples: Sequence[Example] = call_named(data.part.open, settings=data.settings, **where)
     online = source.part.online
     needed = 0 if online else max(t.algorithm.answers for t in terms)
     reserve = int(getattr(source.settings, "max_tokens", 0)) if online else 0
-    return render_rows(renderer, examples, needs_answers=needed, too_long=settings.too_long, reserve=reserve)
+    about: dict[str, Any] = {"needs_answers": needed, "too_long": settings.too_long, "reserve": reserve}
+    if is_streaming(examples):
+        lazy = LazyRows(renderer, examples, **about)
+        return lazy, lazy.counts
+    return render_rows(renderer, examples, **about)
 
 
 def held_out_streams(stage: StageContext, settings: TrainSettings, renderer: Renderer, run: Run) -> list[Stream]:
@@ -239,8 +254,13 @@ def held_out_streams(stage: StageContext, settings: TrainSettings, renderer: Ren
     driver = run.streams[0]
     data = wanted.data or settings.data
     rows, counts = open_rows(data, "held_out", stage.home, stage.seed, renderer, settings, driver.terms, driver.source)
+    if isinstance(rows, LazyRows):
+        rows, counts = rows.first(wanted.num_prompts)
     for name, number in counts.items():
         run.dropped[f"held_out_{name}"] = number
+    run.dropped.problems += [f"held-out: {problem}" for problem in counts.problems]
+    for line in told(counts, f"{stage.name}: held-out rows"):
+        stage.say(line)
     stream = Stream(
         stage.name, rows, driver.source, driver.reward, driver.terms, stage.seed, label="held-out", folder=stage.home
     )

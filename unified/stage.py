@@ -21,6 +21,7 @@ class StageContext:
     name: of the stage; folder: where its results go (exists, is its own); home: the folder of the recipe, against which
     relative paths are read. seed: of the stage. artifact(reference): the model behind "base", "stage:NAME", a path or a
     hub id. notify: calls an event hook by name. progress: told (step, steps, metrics) while the stage runs.
+    say: one line for the person who watches.
     """
 
     name: str
@@ -30,6 +31,7 @@ class StageContext:
     artifact: Callable[[str], Artifact]
     notify: Callable[..., None]
     progress: Callable[[int, int, Mapping[str, float]], None]
+    say: Callable[[str], None] = lambda _: None
 
 
 @dataclass

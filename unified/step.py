@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from unified.coefficient import named_loss, push
 from unified.data import PromptGroup
 from unified.errors import PluginError, UserError
 from unified.layout import cut
-from unified.parts import SCORED
+from unified.parts import HEADS, SCORED, STATISTICS
 from unified.run import Run, Table, forward, heads_without_gradient, is_out_of_memory, out_of_memory, tabulate
 from unified.stream import NoSampler, Sampler, Stream, seed_of
 from unified.teacher import score_teacher
@@ -24,12 +24,14 @@ from unified.teacher import score_teacher
 
 def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
     """This process's share of the next n prompts, with answers."""
-    drawn = [g for _, g in stream.draw(n)]
+    drawn = [replace(g, draw=number) for number, g in stream.draw(n)]
     if not stream.online:  # the source sees the prompts of all processes, so that what it makes does not depend on them
         return run.processes.mine(stream.collect(drawn, NoSampler(run.tokenizer), run.stage.seed))
     here = (run.stage.seed, stream.label, run.iteration, stream.position)
-    torch.manual_seed(seed_of("rollout", *here, run.processes.rank))
-    sampler = Sampler(run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step)
+    place = ("rollout", run.stage.seed, stream.label, run.iteration)
+    sampler = Sampler(
+        run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step, place, bf16=run.roles.bf16
+    )
     return stream.collect(run.processes.mine(drawn), sampler, seed_of("source", *here))
 
 
@@ -164,6 +166,8 @@ class Work:
     statistics: list[dict[str, Tensor]]
     passes: list[list[list[int]]]
     known: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # micro-batch -> pushes computed before
+    pushes: Tensor | None = None  # [rows, time] of logp, where they depend on no current head
+    idle: list[int] = field(default_factory=list)  # rows that are not pushed, and need no forward
 
 
 def count(run: Run, table: Table, index: list[int]) -> Work:
@@ -177,15 +181,41 @@ def count(run: Run, table: Table, index: list[int]) -> Work:
     for i in range(len(index)):
         units.setdefault(groups[i] if whole else i, []).append(i)
     rows, budget = [table.rows[i] for i in index], run.settings.tokens_per_micro_batch
-    passes = cut(rows, list(units.values()), budget, run.layout_of(table))
-    return Work(table, batch, index, w, [{} for _ in table.stream.terms], passes)
+    pushes, idle = _in_advance(run, table.stream.terms, batch, w)
+    asleep = set(idle)
+    awake = [u for unit in units.values() if (u := [i for i in unit if i not in asleep])]
+    passes = cut(rows, awake, budget, run.layout_of(table))
+    return Work(table, batch, index, w, [{} for _ in table.stream.terms], passes, pushes=pushes, idle=idle)
+
+
+def _in_advance(
+    run: Run, terms: Sequence[Any], batch: Batch, w: list[dict[str, Tensor]]
+) -> tuple[Tensor | None, list[int]]:
+    """Σ weight · w · GC of logp where no term looks at a head as it is now, and the rows where it is 0.
+
+    Such rows need no forward; they stay counted. Where a term has metrics of its own, all rows have one.
+    """
+    heads = frozenset((*HEADS, *STATISTICS, "old_logp", "old_value"))
+    plain = all(set(t.aggregations) == {"logp"} and not t.reads & heads and t.algorithm.coefficient for t in terms)
+    if not plain or run.trained != {"policy": frozenset({"logp"})} or any(t.scope == "step" for t in terms):
+        return None, []
+    pushes = push(list(terms), batch, w)[0].get("logp")
+    if pushes is None or any(t.algorithm.metrics for t in terms):
+        return pushes, []
+    return pushes, (~(pushes != 0).any(1)).nonzero()[:, 0].tolist()
 
 
 def look_ahead(run: Run, work: Work) -> None:
-    """What must be known before the first push: statistics of the step, coefficients of groups over the budget."""
+    """What must be known before the first push: statistics of the step, coefficients of groups over the budget.
+
+    Rows that need no forward are written into the log here.
+    """
     terms = work.table.stream.terms
+    if work.idle:
+        weigh(run, work, work.idle, {"logp": torch.zeros_like(work.batch.loss_mask[work.idle], dtype=run.dtype)})
+        run.add("forwards_spared", len(work.idle), 0.0)
     step_scope = any(t.scope == "step" for t in terms)
-    wide = [p for p in work.passes if len(p) > 1]
+    wide = [p for p in work.passes if len(p) > 1] if work.pushes is None else []
     wanted = [i for p in (work.passes if step_scope else wide) for m in p for i in m]
     if not run.processes.most(len(wanted)):
         return
@@ -256,11 +286,14 @@ def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) ->
     if everything or not work:
         asks = {r: asks.get(r, frozenset()) | run.trained.get(r, frozenset()) for r in {*asks, *run.trained}}
     index = [work.index[i] for i in micro] if work else []
-    by_role = forward(run, work.table if work else None, index, asks)
+    ahead = work.pushes[micro] if work and work.pushes is not None and micro else None
+    by_role = forward(run, work.table if work else None, index, asks, ahead)
     heads = {h: v for named in by_role.values() for h, v in named.items()}
-    surrogate = torch.stack([v.sum() * 0.0 for v in heads.values()]).sum()
+    objective = heads.pop("objective", None)
+    surrogate = torch.stack([v.sum() * 0.0 for v in heads.values()]).sum() if objective is None else objective
     if work and micro:
-        for head, weight in weigh(run, work, micro, heads).items():
+        pushes = weigh(run, work, micro, heads)
+        for head, weight in pushes.items() if objective is None else ():
             surrogate = surrogate + (weight * heads[head]).sum()
     try:
         # wrappers average over processes; w is per step of all of them

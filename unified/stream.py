@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from unified.coefficient import Term
 from unified.data import Answer, PromptGroup, Sampling
 from unified.errors import PluginError, UserError
+from unified.lazy import LazyRows
 from unified.registry import call_named, catalogue
 from unified.settings import Chosen
 
@@ -30,8 +32,9 @@ def seed_of(*parts: object) -> int:
 class Stream:
     """Rows that one or more terms learn from.
 
-    rows: all prompt groups of the dataset, as tokens. source, reward: how they get answers (None: as they stand), and
-    how these are judged.
+    rows: all prompt groups of the dataset, as tokens, or rows that become tokens when they are drawn; left_out: what
+    was done to these then, by name. source, reward: how they get answers (None: as they stand), and how these are
+    judged.
     terms: those that act on these rows. per_step: prompts per optimiser step; None for the one that drives.
     position: rows drawn so far; with the seed it says everything about the order. shuffle: whether that is random.
     stage: for messages. label: its own name in the stage. folder: of the recipe. judges: gives the models that a source
@@ -39,7 +42,7 @@ class Stream:
     """
 
     stage: str
-    rows: list[PromptGroup]
+    rows: list[PromptGroup] | LazyRows
     source: Chosen | None
     reward: Chosen | None
     terms: list[Term]
@@ -51,7 +54,8 @@ class Stream:
     shuffle: bool = True
     folder: Path | None = None
     judges: Callable[[Chosen], Mapping[str, Any]] | None = None
-    _order: tuple[int, list[int]] = (-1, [])
+    left_out: dict[str, int] = field(default_factory=dict)
+    _order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
     @property
     def online(self) -> bool:
@@ -64,19 +68,29 @@ class Stream:
         return float(getattr(self.source.settings, "temperature", 1.0)) if self.source and self.online else 1.0
 
     def draw(self, n: int) -> list[tuple[int, PromptGroup]]:
-        """The next n rows with their running number: of each pass in a new random order, or as the data have them."""
-        out = []
-        for number in range(self.position, self.position + n):
-            epoch, place = divmod(number, len(self.rows))
-            if not self.shuffle:
-                out.append((number, self.rows[place]))
-                continue
-            if self._order[0] != epoch:
-                generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
-                self._order = (epoch, torch.randperm(len(self.rows), generator=generator).tolist())
-            out.append((number, self.rows[self._order[1][place]]))
+        """The next n rows with their running number: of each pass in a new random order, or as the data have them.
+
+        Of rows that become tokens only now, those that are too long are left out of the n and counted in `left_out`;
+        the position moves over them.
+        """
+        numbers = range(self.position, self.position + n)
+        places = [self._place(number) for number in numbers]
         self.position += n
-        return out
+        if not isinstance(self.rows, LazyRows):
+            return [(number, self.rows[place]) for number, place in zip(numbers, places, strict=True)]
+        groups, counts = self.rows.take(places)
+        self.left_out = dict(Counter(self.left_out) + Counter(counts))
+        return [(number, group) for number, group in zip(numbers, groups, strict=True) if group is not None]
+
+    def _place(self, number: int) -> int:
+        """The row that a running number means."""
+        epoch, place = divmod(number, len(self.rows))
+        if not self.shuffle:
+            return place
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed(seed_of("order", self.seed, epoch))
+            self._order = (epoch, torch.randperm(len(self.rows), generator=generator))
+        return int(self._order[1][place])
 
     def collect(
         self, prompts: list[PromptGroup], sample: Callable[..., list[list[Answer]]], seed: int
@@ -177,30 +191,55 @@ def _check_reward(stream: Stream, reward: Any, answer: Answer) -> None:
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a source calls to sample answers: the stage's rollout engine with the policy as it is now."""
+    """What a source calls to sample answers: the stage's rollout engine with the policy as it is now.
+
+    place: what the seeds of all answers start from: the run's seed, and where in the run this is. bf16: matrix products
+    in bfloat16, as in training. asked: how often each draw (or, if it was not drawn, each prompt) has been asked for.
+
+    The seed of an answer follows from the place, the draw, how many times the draw was asked for before, and the number
+    of the answer: neither other prompts nor the process have a part in it.
+    """
 
     engine: Chosen | None
     model: Any
     tokenizer: Any
     version: int
+    place: tuple[object, ...] = ()
+    bf16: bool = False
+    asked: Counter[object] = field(default_factory=Counter)
 
     def __call__(self, prompts: list[PromptGroup], n: int, sampling: Sampling) -> list[list[Answer]]:
         """n answers to each prompt."""
         engine = self.engine or Chosen(
             catalogue().get("engine", DEFAULT_ENGINE), catalogue().get("engine", DEFAULT_ENGINE).settings()
         )
-        answers: list[list[Answer]] = call_named(
-            engine.part.generate, model=self.model, tokenizer=self.tokenizer, prompts=[p.prompt for p in prompts],
-            n=n, sampling=sampling, settings=engine.settings,
-        )  # fmt: skip
+        seeds = [self._seeds(group, n) for group in prompts]
+        with torch.autocast(_device_type(self.model), torch.bfloat16, enabled=self.bf16):
+            answers: list[list[Answer]] = call_named(
+                engine.part.generate, model=self.model, tokenizer=self.tokenizer, prompts=[p.prompt for p in prompts],
+                n=n, sampling=sampling, settings=engine.settings, seeds=seeds,
+            )  # fmt: skip
         for group in answers:
             for answer in group:
                 answer.version = self.version
         return answers
 
+    def _seeds(self, group: PromptGroup, n: int) -> list[int]:
+        """One for each of n answers."""
+        draw: object = group.draw if group.draw >= 0 else tuple(group.prompt)
+        time = self.asked[draw]
+        self.asked[draw] += 1
+        return [seed_of("answer", *self.place, draw, time, k) for k in range(n)]
+
     def decode(self, ids: list[int]) -> str:
         """Token ids as text, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _device_type(model: Any) -> str:
+    """Of a model's weights; engines may have models of another kind."""
+    parameters = getattr(model, "parameters", None)
+    return str(next(parameters()).device.type) if parameters is not None else "cpu"
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +160,12 @@ class Loop:
         """What the table and the manifest show of the stage."""
         run = self.run
         out: dict[str, Any] = {"steps": run.step, **({"best_step": run.best.step} if run.best else {}), **run.evaluated}
-        out |= {"dropped_rows": run.dropped, "layout": run.layout}
+        dropped = Counter(run.dropped)
+        for stream in run.streams:
+            dropped.update(stream.left_out)
+        out |= {"dropped_rows": dict(dropped), "layout": run.layout}
+        if run.dropped.problems:
+            out["dropped_places"] = run.dropped.problems
         if not all(run.roles.plain_head.values()):
             out["head"] = "the model's own, because it scales or caps its logits"
         return out | {f"last/{k}": v for k, v in run.last.items() if not k.startswith("eval/")}

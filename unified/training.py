@@ -8,7 +8,7 @@ from typing import Any
 from unified.edges import TOKENS as TOKENS
 from unified.errors import PluginError, Problem, UserError, unknown_name
 from unified.fit import Policy
-from unified.made import made_by
+from unified.made import is_to_come
 from unified.parts import AGGREGATIONS, HEADS, Algorithm
 from unified.registry import call_named
 from unified.settings import Settings, choose
@@ -179,11 +179,12 @@ def _check_models(settings: TrainSettings) -> list[Problem]:
         hint = "drop it, or give the KL a weight above 0"
         problems.append(Problem("`ref_sync_steps` without a reference: nothing reads it", ("ref_sync_steps",), (hint,)))
     for path, source in _sources(settings):
-        sampled = getattr(source.settings, "top_p", 1.0) < 1.0 or getattr(source.settings, "top_k", 0) > 0
+        kept = [getattr(source.settings, name, 0) for name in ("top_k", "min_p")]
+        sampled = getattr(source.settings, "top_p", 1.0) < 1.0 or any(number > 0 for number in kept)
         if source.part.online and sampled and "old_logp" in read:
-            hint = "set top_p: 1 and top_k: 0, or a ratio rule that reads no old log-probs"
+            hint = "set top_p: 1, top_k: 0 and min_p: 0, or a ratio rule that reads no old log-probs"
             problems.append(
-                Problem("a ratio of log-probs is biased when sampling leaves tokens out (top_p, top_k)", path, (hint,))
+                Problem("a ratio of log-probs is biased when sampling leaves out tokens (top_p, ...)", path, (hint,))
             )
         if source.part.online and getattr(source.settings, "temperature", 1.0) == 0:
             problems.append(
@@ -266,13 +267,16 @@ def check_rows(
     The rows are rendered where the tokenizer is known, and held against max_length or, without one, against the
     model's context (the tokenizer's `context`, in tokens).
     """
-    from unified.render import Renderer, render_rows
+    from unified.lazy import is_streaming
+    from unified.render import CHUNK, Renderer, render_rows
 
-    if made_by(data) is not None or data.part.remote:
+    if is_to_come(data):
         return []
     try:
         rows = call_named(data.part.open, settings=data.settings, split=split, seed=seed, folder=home)
         limit = max_length or getattr(tokenizer, "context", None)
+        if is_streaming(rows):  # the others are looked at when they are drawn
+            rows = rows[:CHUNK]
         if tokenizer is not None and limit is not None:
             renderer = Renderer(tokenizer, limit)
             render_rows(renderer, rows, needs_answers=needed, too_long=too_long, reserve=reserve)

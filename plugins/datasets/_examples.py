@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from unified import Chosen, Example, PluginError, UserError, call_named, catalogue, did_you_mean
+from unified import Chosen, Example, FormatError, PluginError, UserError, call_named, catalogue, did_you_mean
 from unified_plugins.datasets._readers import Bad, Raw
 
 #: bad rows whose places are kept, beside the count of all
@@ -158,7 +158,7 @@ def _check_columns(columns: Mapping[str, str], row: Mapping[str, Any], where: st
 def recognise(row: Mapping[str, Any], where: str) -> Chosen:
     """The one format that fits the columns of a row and, where these do not decide, what stands in them.
 
-    Raises UserError: none fits, or more than one; with what the columns are and what the formats want.
+    Raises FormatError: none fits, or more than one; with what the columns are and what the formats want.
     """
     known = catalogue()
     names = frozenset(row)
@@ -167,15 +167,17 @@ def recognise(row: Mapping[str, Any], where: str) -> Chosen:
     if len(fits) == 1:
         return Chosen(fits[0], fits[0].settings())
     has = f"the file has: {', '.join(sorted(names))}"
+    needs = {part.name: part.doc().split(chr(10))[0] for part in fits or parts}
     if fits:
         both = " and ".join(f"'{part.name}'" for part in fits)
-        raise UserError(
-            f"{where}: the formats {both} both fit its columns", has, f"choose one: `format: {fits[0].name}`"
-        )
-    needs = [f"{part.name}: {part.doc().split(chr(10))[0]}" for part in parts]
-    raise UserError(
-        f"{where}: no format fits its columns", has, "name them with `columns:`, or choose a `format:`", *needs
-    )
+        raise FormatError(
+            f"{where}: the formats {both} both fit its columns", has, f"choose one: `format: {fits[0].name}`",
+            row=row, needs=needs,
+        )  # fmt: skip
+    raise FormatError(
+        f"{where}: no format fits its columns", has, "name them with `columns:`, or choose a `format:`",
+        *(f"{name}: {what}" for name, what in needs.items()), row=row, needs=needs,
+    )  # fmt: skip
 
 
 def _fits(recognises: Callable[..., bool], names: frozenset[str], row: Mapping[str, Any]) -> bool:

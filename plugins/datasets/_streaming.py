@@ -36,8 +36,10 @@ class Streamed(Sequence[Example]):
     """What `Rows` is, without holding the rows: counts, problems and format mean the same.
 
     Two examples of one index are equal, but not the same object. UserError where a file has changed since it was
-    indexed.
+    indexed. `streaming` tells the engine to render them when they are drawn, and not before.
     """
+
+    streaming = True
 
     def __init__(self, shelves: Sequence[Shelf], converter: Converter) -> None:
         self._shelves, self._converter = shelves, converter

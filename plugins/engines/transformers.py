@@ -1,87 +1,97 @@
-"""Sampling in process, by `generate` of transformers.
+"""Sampling in process, with the model as it stands in memory.
 
-Temperature, top-k and top-p are applied here, in this order, and the log-probability of a token is taken from exactly
-the distribution that it was drawn from; nothing of the model's own generation configuration has a say but its list of
-end-of-sequence tokens. Only the logits of the last step are kept: [rows, vocabulary], not one per token.
+Temperature, top-k, top-p and min-p are applied here, in this order, and the log-probability of a token is taken from
+exactly the distribution that it was drawn from; nothing of the model's own generation configuration has a say but its
+list of end-of-sequence tokens. A token is drawn by noise that belongs to its answer and its place in it, so that an
+answer depends on no other. Models whose attention can be given by name are decoded with keys and values in rows
+(`_decode`), others by `generate` of transformers, which is said once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
 
 from unified import Answer, Field, RolloutEngine, Sampling, Settings, UserError, hookimpl
+from unified_plugins.engines._rows import Row, Watch
 
-if TYPE_CHECKING:  # imported where it is used: a recipe is checked without it
-    from transformers import GenerationConfig
+_told: WeakSet[Any] = WeakSet()  # models of which it has been said that `generate` samples
 
 
 class TransformersSettings(Settings):
-    """How much is sampled at once."""
+    """How much is sampled at once, and how."""
 
     max_batch: int = Field(128, ge=1, description="answers sampled at the same time; lower it when memory runs out")
-
-
-class Recorder:
-    """Stands last among the processors and takes down the log-probability of each token once it is known."""
-
-    def __init__(self, length: int, *, greedy: bool) -> None:
-        """length: tokens of the padded prompt. greedy: the distribution is a point, every log-probability 0."""
-        self.length, self.greedy = length, greedy
-        self.logp: list[Tensor] = []  # per step [rows]
-        self._scores: Tensor | None = None  # [rows, vocab], of the step whose token is not known yet
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """input_ids: [rows, so far]; scores: [rows, vocab], returned as they are."""
-        self._take(input_ids)
-        if not self.greedy:
-            self._scores = scores
-        return scores
-
-    def finish(self, sequences: Tensor) -> Tensor:
-        """[rows, new] nats, of sequences [rows, prompt + new]; meaningless behind the end of an answer."""
-        self._take(sequences)
-        new = sequences[:, self.length :]
-        self._scores = None
-        return torch.zeros(new.shape) if self.greedy else torch.stack(self.logp, 1).cpu()
-
-    def _take(self, input_ids: Tensor) -> None:
-        if self._scores is not None:
-            token = input_ids[:, -1:]  # [rows, 1]
-            scores = self._scores.float()
-            self.logp.append(scores.gather(1, token)[:, 0] - scores.logsumexp(1))
+    decode: Literal["auto", "fast", "generate"] = Field(
+        "auto",
+        description="fast: rows of keys and values; generate: that of transformers; auto: fast where it is exact",
+    )
+    precision: Literal["trainer", "float32", "bfloat16"] = Field(
+        "trainer", description="of matrix products: those of the stage (`bf16`), or others"
+    )
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: list[list[int]], n: int, sampling: Sampling, settings: TransformersSettings
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    n: int,
+    sampling: Sampling,
+    settings: TransformersSettings,
+    seeds: Sequence[Sequence[int]],
 ) -> list[list[Answer]]:
-    """n answers per prompt, in the order of the prompts.
+    """n answers per prompt, in the order of the prompts; the k-th answer of prompt i follows from seeds[i][k].
 
-    Rows of similar length are sampled together, so which random numbers a row gets depends on the other rows. The
-    sampling_logp of greedy answers (temperature 0) is 0: they are certain.
+    The sampling_logp of greedy answers (temperature 0) is 0: they are certain.
 
     Raises:
-        UserError: a prompt without tokens.
+        UserError: a prompt without tokens, or `decode: fast` for a model that cannot be decoded so.
     """
     empty = next((i for i, prompt in enumerate(prompts) if not prompt), None)
     if empty is not None:
         raise UserError(
             f"prompt {empty} has no tokens, so nothing can be sampled", "use a tokenizer with a beginning token"
         )
-    rows = sorted((i for i in range(len(prompts)) for _ in range(n)), key=lambda i: len(prompts[i]))
-    ends = end_ids(model, tokenizer)
+    once = sampling.temperature == 0 and n > 0  # greedy answers to one prompt are one answer
+    rows = [
+        Row(i, seed % 2**64, sampling.max_tokens, Watch(tokenizer, sampling.stop) if sampling.stop else None)
+        for i in range(len(prompts))
+        for seed in seeds[i][: 1 if once else n]
+    ]
+    fill(model, tokenizer, prompts, rows, sampling, settings)
+    texts = iter(tokenizer.batch_decode([row.ids for row in rows], skip_special_tokens=True))
     answers: list[list[Answer]] = [[] for _ in prompts]
-    with torch.no_grad(), _sampling_mode(model):
-        for start in range(0, len(rows), settings.max_batch):
-            batch = rows[start : start + settings.max_batch]
-            made = _sample(model, tokenizer, [prompts[i] for i in batch], sampling, ends)
-            for i, answer in zip(batch, made, strict=True):
-                answers[i].append(answer)
+    for row in rows:
+        answer = Answer(row.ids, next(texts), sampling_logp=row.logp, finish=row.finish or "length")
+        copies = [replace(answer, ids=list(row.ids), sampling_logp=list(row.logp)) for _ in range(n - 1 if once else 0)]
+        answers[row.prompt] += [answer, *copies]
     return answers
+
+
+def fill(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    rows: list[Row],
+    sampling: Sampling,
+    settings: TransformersSettings,
+) -> None:
+    """Draw the answers of new rows, each up to its own limit."""
+    from unified_plugins.engines import _decode, _generate
+
+    ends = end_ids(model, tokenizer)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    with torch.no_grad(), _sampling_mode(model), _precision(model, settings.precision):
+        if rows and _is_fast(model, settings):
+            _decode.Decoder(model, prompts, sampling, frozenset(ends), settings.max_batch).run(rows)
+        elif rows:
+            _generate.run(model, prompts, rows, sampling, frozenset(ends), settings.max_batch, pad)
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -91,72 +101,46 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     return sorted(int(i) for i in ids)
 
 
-def _sample(model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, ends: list[int]) -> list[Answer]:
-    """One answer for each row of a batch."""
-    from transformers import LogitsProcessorList
+def _is_fast(model: Any, settings: TransformersSettings) -> bool:
+    """Whether the model is decoded here; says once where it is not though it might have been."""
+    from unified_plugins.engines._decode import why_not
 
-    longest = max(map(len, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    device = next(model.parameters()).device
-    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)  # [rows, longest]
-    seen = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
-    recorder = Recorder(longest, greedy=sampling.temperature == 0)
-    sequences = model.generate(
-        input_ids=ids,
-        attention_mask=seen,
-        generation_config=_plain_configuration(sampling, ends, pad),
-        logits_processor=LogitsProcessorList([*_warpers(sampling), recorder]),
-    )
-    logp = recorder.finish(sequences).tolist()  # [rows, new]
-    new = sequences[:, longest:].tolist()
-    lengths = [_length(tokens, set(ends)) for tokens in new]
-    kept = [tokens[:length] for tokens, length in zip(new, lengths, strict=True)]
-    texts = tokenizer.batch_decode(kept, skip_special_tokens=True)
-    return [
-        Answer(
-            tokens,
-            text,
-            sampling_logp=nats[: len(tokens)],
-            finish="stop" if tokens and tokens[-1] in ends else "length",
+    if settings.decode == "generate":
+        return False
+    reason = why_not(model)
+    if reason is None:
+        return True
+    name = type(model).__name__
+    if settings.decode == "fast":
+        raise UserError(f"`decode: fast`: {name} cannot be decoded so: {reason}", "use `decode: auto`, or `generate`")
+    if model not in _told:
+        _told.add(model)
+        print(
+            f"warning: engine 'transformers' samples {name} by `generate`, which is slower: {reason} "
+            "(write `decode: generate` to have it so without this line)",
+            file=sys.stderr,
         )
-        for tokens, text, nats in zip(kept, texts, logp, strict=True)
-    ]
+    return False
 
 
-def _length(tokens: list[int], ends: set[int]) -> int:
-    """Tokens up to and with the first that ends the answer."""
-    return next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+@contextmanager
+def _precision(model: Any, precision: str) -> Iterator[None]:
+    """Matrix products as asked; weights are rounded once and not for every token.
 
-
-def _warpers(sampling: Sampling) -> list[Any]:
-    """What turns the model's distribution into the one that is sampled from."""
-    from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-
-    warpers: list[Any] = []
-    if sampling.temperature not in (0, 1):
-        warpers.append(TemperatureLogitsWarper(float(sampling.temperature)))
-    if sampling.top_k:
-        warpers.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
-        warpers.append(TopPLogitsWarper(float(sampling.top_p)))
-    return warpers
-
-
-def _plain_configuration(sampling: Sampling, ends: list[int], pad: int) -> GenerationConfig:
-    """A configuration that changes nothing; each value is given, for what is left open would be filled with others."""
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        max_new_tokens=sampling.max_tokens,
-        do_sample=sampling.temperature != 0,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        num_beams=1,
-        use_cache=True,
-        eos_token_id=ends or None,
-        pad_token_id=pad,
-    )
+    Autocast keeps its roundings only of weights that require a gradient; it forgets them when it is left.
+    """
+    kind = next(model.parameters()).device.type
+    on = torch.is_autocast_enabled(kind) if precision == "trainer" else precision == "bfloat16"
+    dtype = torch.get_autocast_dtype(kind) if precision == "trainer" else torch.bfloat16
+    still = [p for p in model.parameters() if on and p.is_floating_point() and not p.requires_grad]
+    try:
+        for parameter in still:
+            parameter.requires_grad_(True)
+        with torch.autocast(kind, dtype, enabled=on):
+            yield
+    finally:
+        for parameter in still:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

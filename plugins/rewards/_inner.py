@@ -22,15 +22,26 @@ def inner_judge(of: Chosen, groups: list[PromptGroup], models: Mapping[str, Any]
 def inner_judges(
     rewards: list[Chosen], groups: list[PromptGroup], models: Mapping[str, Any], folder: Path | None = None
 ) -> list[Judged]:
-    """The judgements of each. Those that ask no model run side by side, so that the slowest one sets the time."""
-    with ThreadPoolExecutor(max_workers=max(1, len(rewards))) as pool:
+    """The judgements of each, of the same groups."""
+    return inner_judges_of([(of, groups) for of in rewards], models, folder)
+
+
+def inner_judges_of(
+    asked: list[tuple[Chosen, list[PromptGroup]]], models: Mapping[str, Any], folder: Path | None = None
+) -> list[Judged]:
+    """The judgements of each reward, of its own groups; one that asks no model is not called for an empty list.
+
+    Those that ask no model run side by side, so that the slowest one sets the time.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, len(asked))) as pool:
         apart = {
-            i: pool.submit(inner_judge, of, groups, models, folder)
-            for i, of in enumerate(rewards)
+            i: pool.submit(inner_judge, of, groups, models, folder) if groups else None
+            for i, (of, groups) in enumerate(asked)
             if not inner_models(of)
         }
-        here = {i: inner_judge(of, groups, models, folder) for i, of in enumerate(rewards) if i not in apart}
-        return [here[i] if i in here else apart[i].result() for i in range(len(rewards))]
+        here = {i: inner_judge(of, gs, models, folder) for i, (of, gs) in enumerate(asked) if i not in apart}
+        waited = {i: [] if future is None else future.result() for i, future in apart.items()}
+    return [here[i] if i in here else waited[i] for i in range(len(asked))]
 
 
 def inner_models(*rewards: Chosen) -> dict[str, str]:

@@ -26,6 +26,18 @@ def find_function(file: str | None, name: str, folder: Path | None) -> Callable[
         return _found(file, name, (folder or Path.cwd()).resolve())
 
 
+def file_and_name(function: str) -> tuple[str | None, str]:
+    """FILE.py:name apart; no file where it names a module."""
+    file, _, name = function.rpartition(":")
+    return (file, name) if file.endswith(".py") else (None, function)
+
+
+def could_name(name: str, *, in_file: bool) -> bool:
+    """Whether a function could be called so, in a file or else as package.module:function."""
+    parts = name.replace(":", ".", 1).split(".")
+    return all(part.isidentifier() for part in parts) and (in_file or len(parts) > 1)
+
+
 _LOCK = Lock()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unified import Answer, Field, PromptGroup, Reward, Settings, UserError, hookimpl
-from unified_plugins.rewards._user_function import find_function
+from unified_plugins.rewards._user_function import could_name, file_and_name, find_function
 
 ONE = ("prompt", "answer", "columns", "ids", "finish")
 #: what makes a function one for all answers at once
@@ -51,21 +51,14 @@ class PythonSettings(Settings):
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
         """`function: rewards.py:right` is `file: rewards.py, function: right`: a file that a run's lineage sees."""
-        file, name = _file_and_name(str(data.get("function", "")))
+        file, name = file_and_name(str(data.get("function", "")))
         return {**data, "function": name, "file": file} if file is not None and "file" not in data else data
 
     def model_post_init(self, _: Any) -> None:
         """ValueError for a name that can be none of a function."""
-        file, name = _file_and_name(self.function)
-        wanted = name.replace(":", ".", 1).split(".")
-        if not all(part.isidentifier() for part in wanted) or (not (file or self.file) and len(wanted) < 2):
+        file, name = file_and_name(self.function)
+        if not could_name(name, in_file=bool(file or self.file)):
             raise ValueError("function is written package.module:function, or FILE.py:function")
-
-
-def _file_and_name(function: str) -> tuple[str | None, str]:
-    """FILE.py:name apart; no file where it names a module."""
-    file, _, name = function.rpartition(":")
-    return (file, name) if file.endswith(".py") else (None, function)
 
 
 def judge(groups: list[PromptGroup], settings: PythonSettings, folder: Path | None = None) -> Judged:
@@ -74,7 +67,7 @@ def judge(groups: list[PromptGroup], settings: PythonSettings, folder: Path | No
     Raises UserError: no such function, or it needs an argument that is not there; ValueError: it gave something else
     than one number, or None, for every answer.
     """
-    file, name = _file_and_name(settings.function)
+    file, name = file_and_name(settings.function)
     function = find_function(settings.file or file, name, folder)
     parameters = inspect.signature(function).parameters
     if any(name in parameters for name in ALL):

@@ -22,6 +22,9 @@ class SearchSettings(Settings):
     keep: int = Field(1, ge=1, description="answers returned per prompt, the best first")
     temperature: float = Field(1.0, gt=0, description="divides the logits")
     top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps all")
+    min_p: float = Field(
+        0.0, ge=0, lt=1, description="keep tokens of so many times the probability of the likeliest; 0 keeps all"
+    )
     max_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
 
 
@@ -114,12 +117,12 @@ class Search:
                 replace(p.answer(self.sample), reward=None if p.value == UNJUDGED else p.value, columns=dict(columns))
                 for p in best
             ]
-            out.append(PromptGroup(list(prompt.prompt), answers, prompt.text, dict(prompt.columns), prompt.key))
+            out.append(replace(prompt, prompt=list(prompt.prompt), answers=answers, columns=dict(prompt.columns)))
         return out
 
     def _sampled(self, written: Sequence[tuple[int, Partial]], n: int, longest: int) -> list[list[Answer]]:
-        sampling = Sampling(self.settings.temperature, self.settings.top_p, 0, longest)
-        asked = [PromptGroup([*self.prompts[i].prompt, *p.ids]) for i, p in written]
+        sampling = Sampling(self.settings.temperature, self.settings.top_p, 0, longest, self.settings.min_p)
+        asked = [PromptGroup([*self.prompts[i].prompt, *p.ids], draw=self.prompts[i].draw) for i, p in written]
         made = self.sample(asked, n, sampling) if asked else []
         for (i, _), answers in zip(written, made, strict=True):
             self.tokens[i] += sum(len(a.ids) for a in answers)

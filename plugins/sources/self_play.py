@@ -17,7 +17,11 @@ class SelfPlaySettings(Settings):
     group_size: int = Field(1, ge=1, description="answers sampled per prompt, the row's own not counted")
     temperature: float = Field(1.0, ge=0, description="divides the logits; 0 takes the likeliest token")
     top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps all")
+    min_p: float = Field(
+        0.0, ge=0, lt=1, description="keep tokens of so many times the probability of the likeliest; 0 keeps all"
+    )
     max_tokens: int = Field(256, ge=1, description="longest sampled answer, in tokens")
+    stop: list[str] = Field([], description="texts that end an answer, which keeps them")
 
 
 def collect(
@@ -29,7 +33,10 @@ def collect(
     for group in prompts:
         if not group.answers:
             raise UserError(f"row {group.key} has no answer to play against", "source 'self_play' needs rows with one")
-    drawn = sample(prompts, settings.group_size, Sampling(settings.temperature, settings.top_p, 0, settings.max_tokens))
+    sampling = Sampling(
+        settings.temperature, settings.top_p, 0, settings.max_tokens, settings.min_p, tuple(settings.stop)
+    )
+    drawn = sample(prompts, settings.group_size, sampling)
     out = []
     for group, theirs in zip(prompts, drawn, strict=True):
         best = max(group.answers, key=lambda answer: answer.total_reward or 0.0)

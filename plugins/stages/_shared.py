@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unified import Chosen, Example, PromptGroup, catalogue
+from unified import Chosen, Example, PromptGroup, TokenRow, catalogue
 from unified_plugins.formats.groups import row_of
 
 SOURCE = "rollouts"
@@ -28,15 +29,20 @@ def source_of(written: Chosen | None, **settings: Any) -> Chosen:
 
 
 def reserve_of(source: Chosen) -> int:
-    """Tokens to keep free for an answer of this source."""
+    """TokenRow to keep free for an answer of this source."""
     return int(getattr(source.settings, "max_tokens", 0)) if source.part.online else 0
 
 
-def as_example(group: PromptGroup, rows: list[Example]) -> Example:
-    """A group as text again: the prompt as its row has it, the answers with their rewards."""
+def as_example(group: PromptGroup, rows: Sequence[Example], vocabulary: str) -> Example:
+    """A group as a row again: the prompt as its row has it, the answers with their rewards, text and tokens.
+
+    vocabulary: hash of the tokenizer's, so that nobody reads the tokens as others.
+    """
     rewards = [a.total_reward for a in group.answers]
     judged = None if any(r is None for r in rewards) else [float(r) for r in rewards if r is not None]
-    return Example(rows[group.key].prompt, [a.text for a in group.answers], judged, dict(rows[group.key].columns))
+    row = rows[group.key]
+    example = Example(row.prompt, [a.text for a in group.answers], judged, dict(row.columns))
+    return replace(example, tokens=TokenRow(vocabulary, example.digest(), list(group.prompt), list(group.answers)))
 
 
 def write_rows(path: Path, examples: Iterable[Example]) -> None:

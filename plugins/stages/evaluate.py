@@ -142,7 +142,10 @@ def _measured(bench: Bench, settings: EvaluateSettings, label: str, *, keep: boo
             one.gap = [a - b for a, b in zip(own, ref, strict=True)]
     measured = bench.together(mine)
     if keep and bench.main:
-        write_rows(bench.stage.folder / "data" / "answers.jsonl", [as_example(m.group, rows) for m in measured])
+        write_rows(
+            bench.stage.folder / "data" / "answers.jsonl",
+            [as_example(m.group, rows, bench.renderer.vocabulary) for m in measured],
+        )
     return measured
 
 
@@ -283,7 +286,8 @@ def check(settings: EvaluateSettings, home: Path, seed: int, tokenizer: Any) -> 
 
 
 def _cuts(source: Chosen) -> bool:
-    return getattr(source.settings, "top_p", 1.0) < 1.0 or getattr(source.settings, "top_k", 0) > 0
+    kept = [getattr(source.settings, name, 0) for name in ("top_k", "min_p")]
+    return getattr(source.settings, "top_p", 1.0) < 1.0 or any(number > 0 for number in kept)
 
 
 def work(settings: EvaluateSettings, measure: Measure) -> Work | None:

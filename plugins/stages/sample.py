@@ -128,7 +128,7 @@ def _split(bench: Bench, settings: SampleSettings, split: str, limit: int | None
     groups = _looked_at(groups, settings, counts)
     groups = selected(groups, settings, random.Random(f"{stage.name} {split} {stage.seed}"), bench.call)
     counts |= {"kept_prompts": len(groups), "kept_answers": _answers(groups), **_mean("reward/kept", groups)}
-    return [as_example(group, rows) for group in groups], counts
+    return [as_example(group, rows, bench.renderer.vocabulary) for group in groups], counts
 
 
 def _looked_at(groups: list[PromptGroup], settings: SampleSettings, counts: Counts) -> list[PromptGroup]:
@@ -182,7 +182,7 @@ def _mean(name: str, groups: list[PromptGroup]) -> Counts:
 
 
 def _left_out(dropped: dict[str, int]) -> Counts:
-    return {name: number for name, number in dropped.items() if name.startswith("dropped") and number}
+    return {name: number for name, number in dropped.items() if name not in ("rows", "kept") and number}
 
 
 def uses(settings: SampleSettings) -> list[tuple[tuple[str | int, ...], str, str]]:

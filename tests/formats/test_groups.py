@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unified import Example, catalogue
+from unified import Answer, Example, TokenRow, catalogue
 from unified_plugins.formats.groups import row_of
 
 
@@ -28,6 +28,20 @@ def convert(row: dict[str, Any]) -> Example:
 )
 def test_a_row_reads_as_the_example_that_was_written(example: Example) -> None:
     assert convert(json.loads(json.dumps(row_of(example)))) == example
+
+
+def test_tokens_that_a_model_wrote_read_as_they_were() -> None:
+    steps = [(1, 0.25), (2, 1.0)]
+    answers = [Answer([3, 4], loss_mask=[True, False], finish="length", trajectory="0-1", steps=steps), Answer([5])]
+    example = Example("h", ["d f", "a"], [1.0, 0.0])
+    example.tokens = TokenRow("v", example.digest(), [7, 8], answers)
+    assert convert(json.loads(json.dumps(row_of(example)))) == example
+
+
+@pytest.mark.parametrize("broken", [{}, [], {"vocabulary": "v", "digest": "d", "prompt": [1], "answers": [{}]}])
+def test_tokens_of_another_form_are_a_bad_row(broken: Any) -> None:
+    with pytest.raises(ValueError, match="column 'tokens' is not as a sampling stage writes it"):
+        convert({"prompt": "h", "answers": ["a"], "tokens": broken})
 
 
 def test_where_a_row_was_read_is_not_written() -> None:

@@ -90,7 +90,9 @@ CALLS = (
 QWEN25 = (
     "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}"
     "{% else %}{% set system = 'Be of help.' %}{% endif %}"
-    "{{ '<|im_start|>system\n' + system }}{% if tools %}{{ '\n<tools>' }}{% for t in tools %}{{ '\n' + t | tojson }}{% endfor %}{{ '\n</tools>' }}{% endif %}"
+    "{{ '<|im_start|>system\n' + system }}"
+    "{% if tools %}{{ '\n<tools>' }}{% for t in tools %}{{ '\n' + t | tojson }}{% endfor %}"
+    "{{ '\n</tools>' }}{% endif %}"
     "{{ '<|im_end|>\n' }}{% for m in messages %}{% if m['role'] == 'system' %}" + TOOL_TURNS + "{% else %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] }}" + CALLS + "{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
