@@ -157,17 +157,27 @@ def in_the_data(groups: Sequence[PromptGroup]) -> list[list[Any]]:
 
 
 @torch.no_grad()
-def one_by_one(model: Any, tokenizer: Any, prompts: list[list[int]], n: int, sampling: Sampling) -> list[list[Answer]]:
+def one_by_one(
+    model: Any, tokenizer: Any, prompts: list[list[int]], sampling: Sampling, seeds: list[list[int]]
+) -> list[list[Answer]]:
     """The plainest sampler there is: a whole forward for every token."""
-    return [[_one(model, tokenizer, prompt, sampling) for _ in range(n)] for prompt in prompts]
+    return [
+        [_one(model, tokenizer, prompt, sampling, seed) for seed in own]
+        for prompt, own in zip(prompts, seeds, strict=True)
+    ]
 
 
-def _one(model: Any, tokenizer: Any, prompt: list[int], sampling: Sampling) -> Answer:
+def _one(model: Any, tokenizer: Any, prompt: list[int], sampling: Sampling, seed: int) -> Answer:
+    noise = torch.Generator().manual_seed(seed)
     ids: list[int] = []
     logps: list[float] = []
     while len(ids) < sampling.max_tokens and tokenizer.eos_token_id not in ids:
         logits = model(input_ids=torch.tensor([prompt + ids])).logits[0, -1].float() / (sampling.temperature or 1.0)
-        token = int(torch.multinomial(logits.softmax(-1), 1)) if sampling.temperature else int(logits.argmax())
+        token = (
+            int(torch.multinomial(logits.softmax(-1), 1, generator=noise))
+            if sampling.temperature
+            else int(logits.argmax())
+        )
         ids.append(token)
         logps.append(float(logits.log_softmax(-1)[token]))
     ended = ids[-1] == tokenizer.eos_token_id

@@ -24,7 +24,7 @@ class Stay(list[Example]):
     """Examples that say of themselves that they stay in their file."""
 
     streaming = True
-    counts, problems = {"skipped_bad": 2}, ["x.jsonl:7: not JSON", "x.jsonl:9: not JSON"]  # noqa: RUF012
+    counts, problems = {"skipped_bad": 2}, ["x.jsonl:7: not JSON", "x.jsonl:9: not JSON"]
 
 
 def rows(n: int, *, long: tuple[int, ...] = ()) -> Stay:
@@ -130,11 +130,16 @@ def test_a_stopped_run_over_a_file_of_300_rows_ends_with_the_same_weights_and_co
     with suppress(StoppedError):
         train(broken, settings)
     assert (tmp_path / "b" / "checkpoint").exists()
-    again, of_again = train(stage(tmp_path / "b", {"base": tiny_policy()}), settings)
+    said: list[str] = []
+    context = stage(tmp_path / "b", {"base": tiny_policy()})
+    context.say = said.append
+    again, of_again = train(context, settings)
     assert torch.equal(weights(again), weights(straight))
     assert of_again["dropped_rows"] == summary["dropped_rows"]
     assert summary["dropped_rows"]["rows"] == 280
-    assert 5 <= summary["dropped_rows"]["dropped_too_long"] <= 14  # 7 rows, some held out, each met once or twice
+    number = summary["dropped_rows"]["dropped_too_long"]
+    assert said == [f"test: of rows that stay in their file, as they were drawn: dropped_too_long {number}"]
+    assert 5 <= number <= 14  # 7 rows, some held out, each met once or twice
     assert summary["steps"] == 18 + 9  # 280 = 17 * 16 + 8, and 140 = 8 * 16 + 12
 
 

@@ -1,4 +1,4 @@
-"""The command line: run, check, train, list, show, coefficients, plugin. Imports no torch before a command needs it."""
+"""The command line: run, check, train, list, show, data, plugin, ... Imports no torch before a command needs it."""
 
 from __future__ import annotations
 
@@ -214,6 +214,39 @@ def coefficients(
 
         examined = examine(algorithm, read_batch(batch), sets or ())
         typer.echo(json.dumps(examined.as_dict(), indent=2) if as_json else as_text(examined))
+
+
+@app.command()
+def data(
+    file: Annotated[str, typer.Argument(help="A file, a folder, a hub id, or {name: ..., SETTING: ...}.")],
+    format: Annotated[str | None, typer.Option("--format", help="How a row is read. Without: by its columns.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--columns", metavar="WANTED=COLUMN", help="Rename one; may be given again.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A model folder or hub id, for its tokenizer.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Tokens; without: the model's.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="train or held_out, as a stage; without: all.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows are shown.")] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a dataset is taken for, what is in it, and how its rows look to a model.
+
+    Format and columns, rows that would be left out or cut, lengths, repeated rows. Nothing is trained.
+    """
+    with _said_plainly():
+        from rich.console import Console
+
+        from unified.data_page import as_json as written
+        from unified.data_page import show as show_page
+        from unified.data_tool import look
+
+        found = look(
+            file, format=format, columns=columns or (), model=model, max_length=max_length, split=split, rows=rows
+        )
+        if as_json:
+            typer.echo(written(found))
+        else:
+            show_page(Console(highlight=False), found)
 
 
 @plugin.command("check")

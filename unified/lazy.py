@@ -9,8 +9,8 @@ from typing import Any, overload
 from unified.data import Example, PromptGroup
 from unified.errors import UserError
 from unified.fit import Policy
-from unified.left_out import Counts, Places
-from unified.render import CHUNK, Renderer, settled
+from unified.left_out import Counts, Places, settled
+from unified.render import CHUNK, Renderer
 
 
 def is_streaming(examples: Sequence[Example]) -> bool:

@@ -22,7 +22,7 @@ from unified.data import Answer, Example, Message, PromptGroup, Text
 from unified.edges import vocabulary_hash
 from unified.errors import UserError
 from unified.fit import Policy, TooLong, cut_answers, cut_left, overflow, shorter
-from unified.left_out import Counts, Places
+from unified.left_out import Counts, Places, settled
 from unified.tokens import Asking, Tokens, given
 
 #: rows whose texts go through the tokenizer together
@@ -351,52 +351,3 @@ def render_rows(
     counts["kept"] = len(groups)
     problems = [*getattr(examples, "problems", ()), *places.lines]
     return groups, Counts({**getattr(examples, "counts", {}), **counts}, problems)
-
-
-def settled(
-    row: int,
-    example: Example,
-    made: tuple[PromptGroup, Done] | ValueError,
-    counts: Done,
-    places: Places,
-    *,
-    needs_answers: int,
-    too_long: Policy,
-    reserve: int,
-) -> PromptGroup | None:
-    """What a row, as `Renderer.groups` made it, is to a stage: its group, or None where it is dropped as too long.
-
-    What was done to it is added to counts and places. UserError as in render_rows.
-    """
-    if len(example.answers) < needs_answers:
-        raise UserError(
-            f"{_place(row, example)} has {len(example.answers)} answers, this stage needs {needs_answers} or more",
-            "1 to imitate, 2 for a preference, more for a ranking; `columns:` says where a file keeps them",
-        )
-    if isinstance(made, TooLong) and too_long != "refuse":
-        counts["dropped_too_long"] += 1
-        places.add("dropped_too_long", _place(row, example), f"{made.tokens} tokens, the limit is {made.limit}")
-        return None
-    if isinstance(made, ValueError):
-        raise _refused(row, example, made, reserve) from made
-    group, done = made
-    counts.update(done)
-    for name in done:
-        places.add(name, _place(row, example))
-    return group
-
-
-def _refused(row: int, example: Example, error: ValueError, reserve: int) -> UserError:
-    if not isinstance(error, TooLong):
-        return UserError(f"{_place(row, example)}: {error}")
-    what = f", {reserve} of them kept free for the answer" if reserve else ""
-    return UserError(
-        f"{_place(row, example)} has {error.tokens} tokens{what}; the limit is {error.limit}",
-        "set too_long: drop, or a larger max_length",
-    )
-
-
-def _place(row: int, example: Example) -> str:
-    """Where a row came from, as exactly as the row knows."""
-    file, line = example.columns.get("file"), example.columns.get("row")
-    return f"row {row}" if file is None or line is None else f"{file}:{line}: row {row}"

@@ -173,9 +173,7 @@ def _rewards(settings: TrainSettings) -> list[Chosen | None]:
     return [_reward_of(settings.reward, _first_algorithm(settings)), *own]
 
 
-def make_streams(
-    stage: StageContext, settings: TrainSettings, renderer: Renderer, counted: Counts
-) -> list[Stream]:
+def make_streams(stage: StageContext, settings: TrainSettings, renderer: Renderer, counted: Counts) -> list[Stream]:
     """The stream that drives the stage, with the terms on its rows, and one for each term with rows of its own."""
     from unified.settings import choose
 

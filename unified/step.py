@@ -36,7 +36,7 @@ def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
 
 
 def judge(run: Run, stream: Stream, groups: list[PromptGroup]) -> None:
-    """Give every answer its reward; what the judges sample is seeded by the place of the batch in the run."""
+    """Give every answer its reward; one that draws at random is seeded by the place of the batch in the run."""
     torch.manual_seed(
         seed_of("judge", run.stage.seed, stream.label, run.iteration, stream.position, run.processes.rank)
     )

@@ -163,6 +163,9 @@ class Loop:
         dropped = Counter(run.dropped)
         for stream in run.streams:
             dropped.update(stream.left_out)
+            if stream.left_out:
+                said = ", ".join(f"{name} {number}" for name, number in stream.left_out.items())
+                run.stage.say(f"{run.stage.name}: of rows that stay in their file, as they were drawn: {said}")
         out |= {"dropped_rows": dict(dropped), "layout": run.layout}
         if run.dropped.problems:
             out["dropped_places"] = run.dropped.problems

@@ -20,14 +20,20 @@ class Rows(list[Example]):
     """Examples, with what is known of how they were read.
 
     counts: rows left out on the way, by name. problems: the first few of them, as "file:line: why".
-    format: the name of the format they were read with.
+    format: the name of the format they were read with. first_rows: the first few rows as the format saw them.
     """
 
     def __init__(
-        self, examples: Iterable[Example], counts: Mapping[str, int], problems: Sequence[str] = (), format: str = ""
+        self,
+        examples: Iterable[Example],
+        counts: Mapping[str, int],
+        problems: Sequence[str] = (),
+        format: str = "",
+        first_rows: Sequence[dict[str, Any]] = (),
     ) -> None:
         super().__init__(examples)
         self.counts, self.problems, self.format = dict(counts), list(problems), format
+        self.first_rows = list(first_rows)
 
     def places(self) -> list[tuple[str, int]]:
         """The row of the file that each example comes from; a format may make several of one."""
@@ -35,7 +41,7 @@ class Rows(list[Example]):
 
     def subset(self, indices: Sequence[int]) -> Rows:
         """Only these examples, known to have been read in the same way."""
-        return Rows([self[i] for i in indices], self.counts, self.problems, self.format)
+        return Rows([self[i] for i in indices], self.counts, self.problems, self.format, self.first_rows)
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Converter:
     bad: int = 0
     empty: int = 0
     problems: list[str] = field(default_factory=list)
+    first_rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, raw: Raw) -> list[Example]:
         """The examples of a row, mostly one; none for a row that does not fit and is skipped, and it is counted.
@@ -66,6 +73,8 @@ class Converter:
             _check_columns(self.settings.columns, raw.cells, self.where)
             row = renamed(raw.cells, self.settings.columns)
             self.chosen = self.settings.format or recognise(row, self.where)
+        if len(self.first_rows) < SHOWN:
+            self.first_rows.append(renamed(raw.cells, self.settings.columns))
         try:
             made = self.convert(raw.file, raw.number, raw.cells)
         except ValueError as error:
@@ -138,7 +147,8 @@ def examples_of(settings: Any, raws: Iterable[Raw], where: str) -> Rows:
     converter = Converter(settings, where)
     examples = [example for raw in islice(raws, settings.limit) for example in converter(raw)]
     converter.finish(len(examples))
-    return Rows(examples, converter.counts(), converter.problems, converter.chosen.name if converter.chosen else "")
+    name = converter.chosen.name if converter.chosen else ""
+    return Rows(examples, converter.counts(), converter.problems, name, converter.first_rows)
 
 
 def renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Streamed(Sequence[Example]):
                 self._part.append(part)
         converter.finish(len(self))
         self.counts, self.problems = converter.counts(), converter.problems
+        self.first_rows = converter.first_rows
         self.format = converter.chosen.name if converter.chosen else ""
 
     def __len__(self) -> int:

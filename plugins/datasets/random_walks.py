@@ -60,7 +60,10 @@ class RandomWalksSettings(GraphSettings):
     held_out_rows: int = Field(200, ge=1, description="held-out rows of all views but prompts")
     answers: int = Field(4, ge=2, description="answers of a ranked row")
     mistakes: float = Field(
-        0.5, ge=0, lt=1, description="share of the walks of pairs, ranked and judged rows that are spoiled by one mistake"
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the walks of pairs, ranked and judged rows that are spoiled by one mistake",
     )
     repeat: int = Field(1, ge=1, description="how often each start stands among the training prompts")
 

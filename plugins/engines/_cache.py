@@ -147,7 +147,6 @@ class RowsCache:
         return self._masks[window]
 
 
-
 def _prompts(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *,
     rows_cache: RowsCache, **kwargs: Any,

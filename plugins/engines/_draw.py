@@ -24,11 +24,12 @@ def draw(logits: Tensor, sampling: Sampling, noise: Tensor) -> tuple[Tensor, Ten
         sampling: temperature 0 takes the likeliest token, whose log-probability is 0: it is certain.
         noise: [rows] float64 in [0, 1); the token is the one at this place of the distribution's cumulative sum.
     Returns:
-        [rows] tokens, and [rows] nats, float64 where the logits are, else float32.
+        [rows] tokens, and [rows] nats, float64 where the logits are, else float32; nan for a row of logits that are
+        no numbers.
     """
     if sampling.temperature == 0:
-        token = logits.argmax(-1)
-        return token, torch.zeros(token.shape, device=token.device)
+        best = logits.max(-1)
+        return best.indices, torch.zeros_like(best.values).masked_fill_(best.values.isnan(), torch.nan)
     z = processed(logits, sampling)
     peak = z.amax(-1, keepdim=True)
     p = (z - peak).exp_()  # [rows, vocab], not normalised; the likeliest has 1
@@ -79,8 +80,9 @@ def _at(p: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     total = passed[:, -1]
     place = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))  # [rows], below the total
     block = torch.searchsorted(passed, place[:, None], right=True)  # [rows, 1], one whose sum is not 0
+    block = block.clamp(max=sums.shape[1] - 1)  # beyond the last where p is no number
     rest = (place[:, None] - passed.gather(1, block) + sums.gather(1, block)).clamp(min=0)
     inside = blocks[torch.arange(rows, device=p.device), block[:, 0]]  # [rows, BLOCK]
     within = torch.searchsorted(inside.double().cumsum(-1), rest, right=True)
     last = BLOCK - 1 - (inside.flip(-1) > 0).int().argmax(-1, keepdim=True)  # where rounding leads beyond the block
-    return (block * BLOCK + torch.minimum(within, last))[:, 0], total
+    return (block * BLOCK + torch.minimum(within, last))[:, 0].clamp(max=vocab - 1), total

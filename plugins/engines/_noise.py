@@ -17,7 +17,8 @@ _30, _27, _31, _11, _1 = (np.uint64(n) for n in (30, 27, 31, 11, 1))
 def uniform(seeds: NDArray[np.uint64], numbers: NDArray[np.uint64]) -> NDArray[np.float64]:
     """One number in [0, 1) for each (seed, number), a multiple of 2^-53; both arguments and the result are [rows]."""
     with np.errstate(over="ignore"):  # the sums and products are meant modulo 2^64
-        return (_mix(_mix(seeds) + (numbers + _1) * _GOLDEN) >> _11) * 2.0**-53
+        bits: NDArray[np.uint64] = _mix(_mix(seeds) + (numbers + _1) * _GOLDEN) >> _11
+        return bits.astype(np.float64) * 2.0**-53
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified import Sampling
+from unified import Sampling, UserError
 from unified_plugins.engines._draw import draw
 from unified_plugins.engines._noise import uniform
 
@@ -74,6 +74,9 @@ def extend(rows: Sequence[Row], logits: Tensor, sampling: Sampling, ends: Collec
     """Draw the next token of every row from its own noise and write it down; those that have ended stay as they are.
 
     logits: [rows, vocab]. Returns the tokens [rows], on the device of the logits.
+
+    Raises:
+        UserError: logits that are no numbers.
     """
     seeds = np.fromiter((row.seed for row in rows), np.uint64, len(rows))
     numbers = np.fromiter((len(row.ids) for row in rows), np.uint64, len(rows))
@@ -81,6 +84,11 @@ def extend(rows: Sequence[Row], logits: Tensor, sampling: Sampling, ends: Collec
     tokens, logp = draw(logits, sampling, noise)
     for row, token, nats in zip(rows, tokens.tolist(), logp.tolist(), strict=True):
         if row.finish is None:
+            if nats != nats:
+                raise UserError(
+                    "the model's logits are no numbers (nan), so nothing can be sampled from it",
+                    "look at the weights: a stage before may have diverged; lower its `learning_rate`",
+                )
             row.take(token, nats, ends)
     return tokens
 

@@ -1,7 +1,8 @@
 """Answers of the rows with a label for each step: only the last token of a step carries a gradient and a reward.
 
 Where steps end is told by the column `step_ends` of the row, in characters of the answer (the format `steps` writes
-it); or by `separator`: text between steps, or the id of a token that ends each. A step told by text ends at the token
+it); by what a search left beside its answers (`source: tree_search` in a sampling stage), labels included; or by
+`separator`: text between steps, or the id of a token that ends each. A step told by text ends at the token
 that holds its last character, whatever else that token holds (".\\n" ends it, as it does in an answer that a policy
 writes). Steps that end in one token share it, with the lowest of their labels.
 """
@@ -35,6 +36,8 @@ def collect(prompts: list[PromptGroup], settings: StepEndsSettings, sample: Any 
 
 
 def _marked(group: PromptGroup, answer: Answer, settings: StepEndsSettings, tokenizer: Any) -> Answer:
+    if answer.steps is not None and settings.separator is None:
+        return _with_labels(answer, {end - 1: value for end, value in answer.steps})
     labels: Any = group.columns.get(settings.labels)
     try:
         ends = _ends(group, answer, settings, tokenizer)
@@ -50,6 +53,11 @@ def _marked(group: PromptGroup, answer: Answer, settings: StepEndsSettings, toke
     told: dict[int, float] = {}
     for end, label in zip(ends, labels, strict=True):
         told[end] = min(float(label), told.get(end, 1.0))
+    return _with_labels(answer, told)
+
+
+def _with_labels(answer: Answer, told: dict[int, float]) -> Answer:
+    """The answer with the labels of its steps, by the tokens (from 0) that they end with."""
     places = range(len(answer.ids))
     return replace(
         answer,

@@ -132,6 +132,8 @@ def _groups(search: Search, met: list[dict[tuple[int, ...], tuple[Partial, Node]
         for answer in group.answers:
             node = found[tuple(answer.ids)][1]
             answer.steps = [(len(step.partial.ids), step.mean) for step in node.path()]
+            if node.partial.ids != tuple(answer.ids):  # a rollout went on from the node: its end is judged as well
+                answer.steps.append((len(answer.ids), answer.total_reward or 0.0))
     return groups
 
 

@@ -167,7 +167,7 @@ name: mixed
 model: {{new: {{model_type: llama, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1,
   num_attention_heads: 2}}, tokenizer: random_walks}}
 stages:
-  draw: {{kind: sample, data: {{name: random_walks, view: prompts, rows: 20}}, source: {{group_size: 1, max_tokens: 4}}}}
+  draw: {{kind: sample, data: {{name: random_walks, view: prompts}}, source: {{group_size: 1, max_tokens: 4}}}}
   train: {{algorithm: sft, data: {{name: mixture, sources: [{{data: "{inner}"}}, {{data: walks.jsonl, weight: 2}}]}}}}
 """
 

@@ -262,3 +262,49 @@ def test_sampled_answers_carry_the_version_of_the_weights() -> None:
     answers = sample([PromptGroup([1, 2]), PromptGroup([5])], 2, None)  # type: ignore[arg-type]
     assert [[a.ids for a in group] for group in answers] == [[[3, 0], [3, 1]], [[5, 0], [5, 1]]]
     assert {a.version for group in answers for a in group} == {17}
+
+
+class Seeds:
+    """An engine that answers with the seeds it was given."""
+
+    name = "seeds"
+
+    @staticmethod
+    def generate(prompts: list[list[int]], n: int, seeds: list[list[int]]) -> list[list[Answer]]:
+        assert [len(own) for own in seeds] == [n] * len(prompts)
+        return [[Answer([seed]) for seed in own] for own in seeds]
+
+
+def sampler_at(*place: object) -> Sampler:
+    return Sampler(Chosen(Seeds, Settings()), None, None, 0, place)
+
+
+def seeds_given(sample: Sampler, *draws: int, n: int = 2) -> list[list[int]]:
+    prompts = [PromptGroup([3, draw], draw=draw) for draw in draws]
+    return [[a.ids[0] for a in group] for group in sample(prompts, n, None)]  # type: ignore[arg-type]
+
+
+def test_the_seed_of_an_answer_depends_on_its_draw_and_not_on_the_prompts_beside_it() -> None:
+    whole = seeds_given(sampler_at(1, "train", 5), 10, 11, 12, 13)
+    assert len({seed for own in whole for seed in own}) == 8
+    halves = [seeds_given(sampler_at(1, "train", 5), *draws) for draws in ((10, 12), (11, 13))]
+    assert [halves[0][0], halves[1][0], halves[0][1], halves[1][1]] == whole
+    one = sampler_at(1, "train", 5)
+    assert [seeds_given(one, draw)[0] for draw in (13, 11, 12, 10)][::-1] == [whole[0], whole[2], whole[1], whole[3]]
+    assert seeds_given(sampler_at(1, "train", 5), 10, n=5)[0][:2] == whole[0]  # more answers change no earlier one
+
+
+def test_other_places_draws_and_times_give_other_seeds() -> None:
+    sample = sampler_at(1, "train", 5)
+    found = [*seeds_given(sample, 10, 10), *seeds_given(sample, 10), *seeds_given(sampler_at(1, "train", 6), 10)]
+    found += [*seeds_given(sampler_at(2, "train", 5), 10), *seeds_given(sampler_at(1, "text", 5), 10)]
+    assert len({seed for own in found for seed in own}) == 2 * len(found) == 12
+
+
+def test_a_prompt_that_was_not_drawn_is_known_by_its_tokens() -> None:
+    def asked(*prompts: list[int]) -> list[int]:
+        groups = [PromptGroup(p) for p in prompts]
+        return [own[0].ids[0] for own in sampler_at("judge")(groups, 1, None)]  # type: ignore[arg-type]
+
+    assert asked([4, 5], [6]) == [*asked([4, 5]), *asked([6])]
+    assert len(set(asked([4, 5], [6], [4, 5]))) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from unified import Answer, PromptGroup, Sampling, call_named, catalogue
@@ -60,3 +61,20 @@ def test_the_greedy_answer_stands_beside_the_sampled_ones_as_a_probe():
     assert asked == [(1, Sampling(0.5, max_tokens=6)), (1, Sampling(0.0, max_tokens=6))]
     assert [[(a.text, a.probe) for a in g.answers] for g in new] == [[("drawn", False), ("greedy", True)]] * 2
     assert new[0].answers[1].columns == {"answer": 42.0}
+
+
+def test_min_p_and_stop_strings_reach_the_sampler_and_the_draw_stays_with_its_group():
+    asked: list[Sampling] = []
+
+    def sample(groups: list[PromptGroup], n: int, sampling: Sampling) -> Any:
+        asked.append(sampling)
+        assert [g.draw for g in groups] == [5, 6]
+        return [[Answer([1]) for _ in range(n)] for _ in groups]
+
+    rows = [replace(group, draw=5 + i, answers=[Answer([2])]) for i, group in enumerate(prompts())]
+    for name in ("rollouts", "self_play"):
+        part = catalogue().get("source", name)
+        settings = part.settings(min_p=0.1, stop=["end"], max_tokens=4)
+        new = call_named(part.collect, prompts=rows, settings=settings, sample=sample, seed=0)
+        assert asked.pop() == Sampling(max_tokens=4, min_p=0.1, stop=("end",))
+        assert [g.draw for g in new] == [5, 6]

@@ -7,66 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM as Causal
-from transformers import Gemma2Config, GPT2Config, LlamaConfig
 
-from unified import Answer, Sampling, call_named, catalogue
-
-VOCAB, END = 13, 2
-PROMPTS = [[5, 6, 7], [8], [3, 4, 5, 6, 7, 8], [9, 10]]
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+from tests.engines.tiny import END, KINDS, PROMPTS, VOCAB, flat, logits_of, sample, tiny
 
 
-class Tokenizer:
-    """As much of a tokenizer as the engine asks for: token 4 is written "t4"."""
-
-    eos_token_id: int | None = END
-    pad_token_id: int | None = 0
-
-    def batch_decode(self, rows: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
-        return [" ".join(f"t{i}" for i in row if not (skip_special_tokens and i == END)) for row in rows]
-
-
-def tiny(kind: str = "llama", *, seed: int = 0, **settings: Any) -> Any:
-    torch.manual_seed(seed)
-    common = {"vocab_size": VOCAB, "eos_token_id": END, "pad_token_id": 0, "bos_token_id": 1, **settings}
-    if kind == "gpt2":
-        config: Any = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=64, **common)
-    elif kind == "gemma2":
-        config = Gemma2Config(intermediate_size=32, query_pre_attn_scalar=8, sliding_window=4, **SMALL, **common)
-    else:
-        config = LlamaConfig(intermediate_size=32, **SMALL, **common)
-    model = Causal.from_config(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4.0)  # far from uniform, so that a wrong distribution shows
-    return model
-
-
-def sample(model: Any, prompts: list[list[int]], n: int, seed: int = 0, max_batch: int = 128, **how: Any) -> Any:
-    part = catalogue().get("engine", "transformers")
-    torch.manual_seed(seed)
-    return call_named(
-        part.generate, model=model, tokenizer=Tokenizer(), prompts=prompts, n=n, sampling=Sampling(**how),
-        settings=part.settings(max_batch=max_batch),
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def logits_of(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    """[answer, vocab]: the logits that each token of the answer was read from, in one plain forward."""
-    return model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1].float()
-
-
-def flat(answers: list[list[Answer]]) -> list[tuple[list[int], Answer]]:
-    return [(prompt, a) for prompt, own in zip(PROMPTS, answers, strict=True) for a in own]
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
-def test_the_reported_log_probability_is_that_of_a_plain_forward_at_the_temperature(kind, temperature):
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("temperature", "decode"), [(1.0, "fast"), (0.7, "fast"), (2.0, "fast"), (0.7, "generate")])
+def test_the_reported_log_probability_is_that_of_a_plain_forward_at_the_temperature(kind, temperature, decode):
     model = tiny(kind)
-    answers = sample(model, PROMPTS, 3, temperature=temperature, max_tokens=9, max_batch=5)
+    answers = sample(model, PROMPTS, 3, temperature=temperature, max_tokens=9, max_batch=5, decode=decode)
     assert [len(own) for own in answers] == [3, 3, 3, 3]
     for prompt, answer in flat(answers):
         logp = (logits_of(model, prompt, answer.ids) / temperature).log_softmax(-1)
@@ -87,6 +36,18 @@ def test_with_top_k_and_top_p_the_log_probability_is_of_what_was_kept():
             assert token in kept.indices[:number].tolist()
             place = kept.indices.tolist().index(token)
             assert logp == pytest.approx(math.log(mass[place] / mass[:number].sum()), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_weights_give_the_log_probabilities_of_a_plain_forward_to_a_millionth(kind):
+    model = tiny(kind)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.div_(4.0)  # as the model was made: logits near 0
+    for prompt, answer in flat(sample(model, PROMPTS, 2, max_tokens=12, max_batch=3, decode="fast")):
+        logp = logits_of(model, prompt, answer.ids).log_softmax(-1)
+        expected = logp.gather(1, torch.tensor(answer.ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(answer.sampling_logp), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2"])
@@ -171,7 +132,7 @@ def test_training_mode_and_checkpointing_are_off_while_sampling_and_put_back():
 def test_no_more_rows_are_sampled_at_once_than_allowed():
     model, sizes = tiny(), []
     model.register_forward_pre_hook(lambda m, args, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
-    answers = sample(model, PROMPTS, 3, max_tokens=2, max_batch=5)
+    answers = sample(model, PROMPTS, 3, max_tokens=9, max_batch=5)
     assert max(sizes) == 5
     assert sum(len(own) for own in answers) == 12
 

@@ -122,8 +122,8 @@ def test_with_rollouts_a_node_is_worth_an_answer_that_goes_on_from_it() -> None:
     # nodes 0 and 1 are gone on with by 0 1 each: answers 001 (worth 1) and 101 (worth 2)
     assert judge.asked == [2]
     assert [(a.ids, a.reward, a.steps) for a in group.answers] == [
-        ([1, 0, 1], 2.0, [(1, 2.0)]),
-        ([0, 0, 1], 1.0, [(1, 1.0)]),
+        ([1, 0, 1], 2.0, [(1, 2.0), (3, 2.0)]),  # the node, and the end of the answer
+        ([0, 0, 1], 1.0, [(1, 1.0), (3, 1.0)]),
     ]
 
 
