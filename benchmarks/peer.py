@@ -102,7 +102,8 @@ def _count(trainer: Any, serve: Serve, *, sampled: bool) -> list[int]:
         mask = inputs["completion_mask"] if sampled else inputs.get("attention_mask")
         counted.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
         out = original(model, inputs, *args, **kwargs)
-        serve.loss = float((out[0] if isinstance(out, tuple) else out).detach())
+        before = 0.0 if len(counted) == 1 or serve.loss is None else serve.loss  # passes of a step share its count
+        serve.loss = before + float((out[0] if isinstance(out, tuple) else out).detach())
         return out
 
     trainer.compute_loss = compute_loss

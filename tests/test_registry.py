@@ -57,7 +57,7 @@ def test_a_misspelt_argument_of_a_hook_is_refused_with_the_plugin() -> None:
 def test_a_part_whose_function_asks_for_an_unknown_argument_is_refused_when_it_is_loaded() -> None:
     with pytest.raises(UserError, match="plugin 'mine': judge of reward 'r' asks for 'gruops'") as raised:
         alone(mine=offers("unified_rewards", Reward("r", judge=lambda gruops: [])))
-    assert "it may ask for: groups, settings, score" in str(raised.value)
+    assert "it may ask for: groups, settings, models, folder" in str(raised.value)
 
 
 def test_a_plugin_for_another_version_of_the_contract_is_refused() -> None:

@@ -51,6 +51,11 @@ class PartUnderTest:
 class StandIn:
     """In the place of a model that judges: scores an answer by its length, and answers every prompt with "yes"."""
 
+    class tokenizer:  # noqa: N801 - read as an attribute
+        """Without a chat template."""
+
+        chat_template = None
+
     def score(self, groups: Sequence[PromptGroup]) -> list[list[float | None]]:
         """The number of tokens of each answer."""
         return [[float(len(a.ids)) if a.ids else None for a in g.answers] for g in groups]

@@ -230,11 +230,11 @@ def notes(made: Sequence[Estimate], on: Hardware | None) -> list[str]:
             f"in bfloat16, {d.fp32 / 1e12:g} in float32); sampling reads all weights once a token "
             f"({d.bandwidth / 1e12:g} TB/s)."
         )
-    for stage in (e.finding.stage for e in made):
-        if stage.allowed:
-            lines.append(
-                f"{stage.name}: models and data with another {' and '.join(sorted(stage.allowed))} are allowed."
-            )
+    lines += [
+        f"{stage.name}: models and data with another {' and '.join(sorted(stage.allowed))} are allowed."
+        for stage in (e.finding.stage for e in made)
+        if stage.allowed
+    ]
     if any(e.work is None or e.cost is None for e in made):
         lines.append(
             f"{UNKNOWN}: the data of an earlier stage that has not run, a model or tokenizer that is not on this "

@@ -25,7 +25,7 @@ class AskSettings(Settings):
     """Who is asked, and how often."""
 
     model: str | None = Field(
-        None, description="the judge: self (the policy as it is now), stage:NAME, a path or a hub id"
+        None, description="the judge: stage:NAME, a path or a hub id; without one, self: the policy as it is now"
     )
     endpoint: EndpointSettings | None = Field(None, description="in place of a model: {url: ..., model: ...}")
     votes: int = Field(1, ge=1, description="opinions asked for; those that can be read are averaged")
@@ -34,7 +34,7 @@ class AskSettings(Settings):
 
     @model_validator(mode="after")
     def _one_judge(self) -> AskSettings:
-        if (self.model is None) == (self.endpoint is None):
+        if self.model is not None and self.endpoint is not None:
             raise ValueError("name the judge by `model` or by `endpoint`, one of both")
         if self.votes > 1 and self.temperature == 0:
             raise ValueError(f"{self.votes} votes at temperature 0 are one vote {self.votes} times")
@@ -47,7 +47,7 @@ def ask(settings: AskSettings, questions: Sequence[str], models: Mapping[str, Ju
         return []
     if settings.endpoint is not None:
         return _from_endpoint(settings.endpoint, settings, questions)
-    judge = models[str(settings.model)]
+    judge = models[settings.model or "self"]
     chat = bool(judge.tokenizer.chat_template)
     prompts: list[Any] = [[{"role": "user", "content": q}] if chat else q for q in questions]
     sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
@@ -77,7 +77,7 @@ def _from_endpoint(endpoint: EndpointSettings, settings: AskSettings, questions:
 
 def models(settings: AskSettings) -> dict[str, str]:
     """The judge, where it is a model of the recipe."""
-    return {} if settings.model is None else {settings.model: "policy"}
+    return {} if settings.endpoint is not None else {settings.model or "self": "policy"}
 
 
 def filled(template: str, group: PromptGroup, **values: str) -> str:

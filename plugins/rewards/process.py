@@ -9,7 +9,7 @@ Source: Lightman et al. 2023, arXiv:2305.20050, section 2.6 (product) and append
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from unified import Answer, Field, PromptGroup, Reward, Settings, hookimpl
@@ -45,7 +45,13 @@ def _taken(answer: Answer, scores: list[float], settings: ProcessSettings, model
         return None
     ends = ends_of(answer, settings.separator, model.tokenizer)
     chances = [1 / (1 + math.exp(-settings.scale * max(min(scores[end - 1], 500.0), -500.0))) for end in ends]
-    take = {"min": min, "product": math.prod, "last": lambda c: c[-1], "sum": sum, "mean": lambda c: sum(c) / len(c)}
+    take: dict[str, Callable[[list[float]], float]] = {
+        "min": min,
+        "product": math.prod,
+        "last": lambda c: c[-1],
+        "sum": sum,
+        "mean": lambda c: sum(c) / len(c),
+    }
     return float(take[settings.reduce](chances))
 
 

@@ -165,8 +165,8 @@ def summary_of(measured: Sequence[Measured], settings: EvaluateSettings) -> dict
     answers = [a for m in measured for a in m.group.answers]
     out["missing"] = sum(r is None for m in measured for r in m.rewards.get("", []))
     out["length"] = fmean([len(a.ids) for a in answers])
-    for name in sorted({name for m in measured for a in m.group.answers for name in a.columns.keys() - m.group.columns}):
-        out[name] = fmean([a.columns[name] for a in answers if name in a.columns])
+    written = {name for m in measured for a in m.group.answers for name in a.columns.keys() - m.group.columns}
+    out |= {name: fmean([a.columns[name] for a in answers if name in a.columns]) for name in sorted(written)}
     out["clipped_ratio"] = fmean([a.finish == "length" for a in answers])
     if any(m.gap for m in measured):
         flat = [g for m in measured for g in m.gap]

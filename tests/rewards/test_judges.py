@@ -239,7 +239,10 @@ def test_an_endpoint_without_its_key_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ({"name": "rubric"}, "name the judge by `model` or by `endpoint`"),
+        (
+            {"name": "rubric", "model": "self", "endpoint": {"url": "http://h", "model": "m"}},
+            "name the judge by `model` or by `endpoint`",
+        ),
         ({"name": "rubric", "model": "self", "votes": 3, "temperature": 0}, "3 votes at temperature 0 are one vote"),
         ({"name": "rubric", "model": "self", "template": "{prompt}"}, "the template shows no {answer}"),
         ({"name": "rubric", "model": "self", "pattern": "("}, "is no regular expression"),
@@ -251,6 +254,6 @@ def test_a_judge_that_cannot_work_is_refused_by_the_check(written: dict[str, Any
 
 
 def test_the_policy_itself_is_no_model_to_load_and_another_judge_is() -> None:
-    for name, expected in (("self", {"self": "policy"}), ("stage:sft", {"stage:sft": "policy"})):
+    for name, expected in ((None, {"self": "policy"}), ("stage:sft", {"stage:sft": "policy"})):
         chosen = _chosen(name="rubric", model=name)
         assert call_named(chosen.part.models, settings=chosen.settings) == expected
