@@ -73,12 +73,12 @@ def _cases() -> list[Case]:
         made.extend(Case(name, kind, model, *lengths, *at) for model, at in (("5m", small), ("30m", big)))
 
     made: list[Case] = []
-    both("sft", "sft", (0, 100, 1), (24, 2), (8, 1))
+    both("sft", "sft", (0, 100, 1), (24, 1), (8, 1))
     both("rm", "rm", (64, 64, 2), (8, 2), (4, 1))
     both("dpo-128-128", "dpo", (128, 128, 2), (8, 1), (2, 1))
     both("dpo-256-64", "dpo", (256, 64, 2), (8, 1), (2, 1))
     both("grpo-64", "grpo", (64, 64, 8), (4, 1), (2, 1))
-    both("grpo-256", "grpo", (256, 64, 8), (4, 1), (2, 1))
+    both("grpo-256", "grpo", (256, 64, 8), (4, 1), (1, 1))
     both("ppo", "ppo", (64, 64, 1), (16, 1), (4, 1))
     both("rollout", "rollout", (64, 64, 8), (8, 1), (8, 1))
     made.append(Case("logprob", "logprob", "30m", 0, 0, 1, 4096, 1, hidden=512))

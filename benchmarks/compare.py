@@ -39,7 +39,7 @@ class Options:
     pairs: int = 7
     threads: int = 1
     precision: str = "bf16"
-    beside: int = 3
+    beside: int = 2
 
     def as_dict(self) -> dict[str, Any]:
         """What a result must agree with to be kept."""

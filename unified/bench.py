@@ -131,9 +131,12 @@ class Bench:
         place = ("answers", self.stage.seed, label)
         sampler = Sampler(self.run.settings.engine, self.run.roles.models["policy"], self.tokenizer, 0, place)
         out: list[PromptGroup] = []
-        for start in range(0, len(mine), at_once):
+        most = processes.most(
+            -(-len(mine) // at_once)
+        )  # a source may ask a model, and all processes must ask it together
+        for start in range(0, most * at_once, at_once):
             part = mine[start : start + at_once]
-            out += stream.collect(part, sampler, seed_of("source", label, self.stage.seed, start))
+            out += stream.collect(part, sampler, seed_of("source", label, self.stage.seed))
             if progress is not None:
                 progress(start + len(part), len(mine))
         return out

@@ -40,7 +40,6 @@ class Term:
 
     def __post_init__(self) -> None:
         self.length = self.length or getattr(self.settings, "constant_length", None)
-        self.length = self.length or getattr(self.settings, "constant_length", None)
         if self.algorithm.initial_state and not self.state:
             self.state = dict(self.call("initial_state"))
         allowed = CONSTANT_IN_GROUP - ({"group-token"} if self.scope == "step" else set())
@@ -122,7 +121,8 @@ class Term:
             reward = torch.where(batch.counts, sign * batch.total_reward, -torch.inf)
             top = torch.full((batch.groups,), -torch.inf, dtype=reward.dtype, device=reward.device)
             top = top.scatter_reduce(0, batch.group, reward, "amax")
-            return _first_of_group(batch.group, (reward == top[batch.group]) & batch.counts)
+            chosen = _first_of_group(batch.group, (reward == top[batch.group]) & batch.counts)
+            return torch.isin(batch.trajectory, batch.trajectory[chosen])  # all rows of a conversation
         if self.on not in batch.columns:
             raise UserError(
                 f"`on: {self.on}` names no column of the data", f"columns: {', '.join(batch.columns) or 'none'}"

@@ -64,7 +64,9 @@ class StandIn:
         """1, 2, 3, ... along each answer."""
         return [[[float(t + 1) for t in range(len(a.ids))] for a in g.answers] for g in groups]
 
-    def answer(self, prompts: Sequence[Any], sampling: Sampling, n: int = 1) -> list[list[Answer]]:
+    def answer(
+        self, prompts: Sequence[Any], sampling: Sampling, n: int = 1, draws: Sequence[int] | None = None
+    ) -> list[list[Answer]]:
         """n times the same to every prompt."""
         return [[_answer("yes") for _ in range(n)] for _ in prompts]
 

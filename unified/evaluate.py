@@ -44,7 +44,10 @@ def measure_rows(run: Run, stream: Stream) -> None:
     wanted = min(run.settings.evaluation.num_prompts, len(stream.rows))
     groups = run.processes.mine(stream.collect(stream.rows[:wanted], NoSampler(run.tokenizer), 0))
     stream.judge(groups)
-    kept, _ = stream.select(groups)
+    kept, counts = stream.select(groups)
+    for name, number in counts.items():
+        if number:
+            run.add(f"dropped/{name}", number, 0.0)
     table = tabulate(run, stream, kept)
     score(run, table, several_steps=False)
     credit(run, table)
@@ -75,7 +78,9 @@ def measure_answers(run: Run, stream: Stream) -> None:
     stream.judge(groups)
     for group in groups:
         for answer in group.answers:
-            if answer.total_reward is not None:
+            if answer.total_reward is None:
+                run.add("dropped/missing", 1.0, 0.0)
+            else:
                 run.add("reward", float(answer.total_reward))
                 run.add("reward_square", float(answer.total_reward) ** 2)
             run.add("length", len(answer.ids))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from unified.run import Run
     from unified.stage import StageContext
 
-#: (reference, kind) of a model that judges -> its role
-Named = dict[tuple[str, str], str]
+#: (reference, kind) of a model that judges -> its role, and the tokenizer of one that answers
+Named = dict[tuple[str, str], tuple[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,20 @@ class Judge:
         found = (values[: len(row.answer)] if any(row.mask) else [] for values, row in read)
         return [[next(found) for _ in g.answers] for g in groups]
 
-    def answer(self, prompts: Sequence[Text], sampling: Sampling, n: int = 1) -> list[list[Answer]]:
+    def answer(
+        self, prompts: Sequence[Text], sampling: Sampling, n: int = 1, draws: Sequence[int] | None = None
+    ) -> list[list[Answer]]:
         """n answers of a policy to each prompt, which is rendered with its own tokenizer and chat template.
 
+        draws: a number for each prompt from which the seeds of its answers follow, of the group that it is about
+            (`PromptGroup.draw`) for example; prompts of one number are told apart by their order. Without, each prompt
+            stands for itself by its words.
         [] for a prompt that, with the longest answer, does not fit into the model's context.
         """
         model: Any = self.run.roles.models[self.role]
         renderer = Renderer(self.tokenizer, context_length(model.config))
-        rendered = [PromptGroup(renderer.prompt_ids(prompt)) for prompt in prompts]
+        numbers = [-1] * len(prompts) if draws is None else draws
+        rendered = [PromptGroup(renderer.prompt_ids(p), draw=k) for p, k in zip(prompts, numbers, strict=True)]
         fits = [
             i for i, g in enumerate(rendered) if g.prompt and len(g.prompt) + sampling.max_tokens <= renderer.max_length
         ]
@@ -77,14 +83,15 @@ class Judge:
 
 
 def load_judges(stage: StageContext, parts: Sequence[Chosen | None]) -> tuple[dict[str, Any], Named]:
-    """The models that rewards and sources name: role -> model, and which role each of them has."""
+    """The models that rewards and sources name: role -> model, and which role each has."""
     models: dict[str, Any] = {}
     named: Named = {}
     for part in parts:
         for _, reference, kind in part_uses((), part):
             if (reference, kind) not in named:
-                role = named[reference, kind] = f"judge-{len(named)}"
-                models[role] = stage.artifact(reference).load("scalar" if kind == "scalar" else "policy")
+                artifact, role = stage.artifact(reference), f"judge-{len(named)}"
+                models[role] = artifact.load("scalar" if kind == "scalar" else "policy")
+                named[reference, kind] = (role, None if kind == "scalar" else artifact.tokenizer())
     return models, named
 
 
@@ -93,9 +100,6 @@ def judges_of(run: Run, part: Chosen) -> Mapping[str, Judge]:
     wanted = call_named(part.part.models, settings=part.settings) if part.part.models else {}
     out = {}
     for reference, kind in wanted.items():
-        role = "policy" if reference == SELF else run.judges[reference, kind]
-        tokenizer = (
-            run.tokenizer if kind == "scalar" or reference == SELF else run.stage.artifact(reference).tokenizer()
-        )
-        out[reference] = Judge(run, role, tokenizer)
+        role, tokenizer = ("policy", None) if reference == SELF else run.judges[reference, kind]
+        out[reference] = Judge(run, role, tokenizer or run.tokenizer)
     return out

@@ -70,7 +70,7 @@ def optimiser(roles: dict[str, nn.Module], settings: TrainSettings) -> torch.opt
                 groups.append({"params": parameters, "lr": rate, "weight_decay": decay, "role": role})
     options: dict[str, Any] = {"lr": role_rate(settings, "policy")}
     if issubclass(cls, (torch.optim.Adam, torch.optim.AdamW)):
-        options |= {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon}
+        options |= {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon, "fused": True}
     return cls(groups, **options)
 
 

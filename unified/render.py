@@ -151,7 +151,7 @@ class Renderer:
             raise ValueError(f"row {row} has {len(rewards)} rewards but {len(example.answers)} answers")
         tools = None if isinstance(example.prompt, str) else tools_of(example.columns)
         shown = self.text(example.prompt, tools)
-        done: Done = Counter()
+        done: Done = Counter(tokens_left_out=1) if example.tokens is not None else Counter()
         if tools and shown == self.text(example.prompt):
             done["tools_left_out"] += 1
         columns = number_columns(example.columns)

@@ -76,7 +76,7 @@ class Run:
     trained: role -> heads that are pushed there. step, iteration: optimiser steps and collected batches done.
     kept: log-probs of the reference on fixed rows, computed once; kept_top: the teacher's likeliest tokens, likewise.
     divergences: what the `logits` heads compute, by name. total_prompts: prompts to draw in all.
-    judges: (reference, kind) of a model that a reward or source asks -> its role.
+    judges: (reference, kind) of a model that a reward or source asks -> its role and tokenizer.
     dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
     """
 
@@ -106,7 +106,7 @@ class Run:
     last: dict[str, float] = field(default_factory=dict)
     evaluated: dict[str, float] = field(default_factory=dict)
     best: Best | None = None
-    judges: dict[tuple[str, str], str] = field(default_factory=dict)
+    judges: dict[tuple[str, str], tuple[str, Any]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -186,13 +186,15 @@ def tabulate(run: Run, stream: Stream, groups: list[PromptGroup]) -> Table:
     mask, sampling = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=run.dtype)
     per_token = any(isinstance(a.reward, list) for a in answers)
     reward = torch.zeros(shape if per_token else (len(rows),), dtype=run.dtype)
+    of_group = [number for number, g in enumerate(groups) for _ in g.answers]
+    whole = [i if a.trajectory is None else (of_group[i], a.trajectory) for i, a in enumerate(answers)]
     trajectories: dict[object, int] = {}
     for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         n = len(row.answer)
         mask[i, :n] = torch.tensor(row.mask, dtype=torch.bool)
         if answer.sampling_logp is not None:
             sampling[i, :n] = torch.tensor(answer.sampling_logp, dtype=run.dtype)
-        trajectories.setdefault(answer.trajectory if answer.trajectory is not None else i, len(trajectories))
+        trajectories.setdefault(whole[i], len(trajectories))
         _write_reward(reward, i, row, answer.reward)
     fields = {
         "loss_mask": mask,
@@ -200,7 +202,7 @@ def tabulate(run: Run, stream: Stream, groups: list[PromptGroup]) -> Table:
         "reward": reward,
         "probe": torch.tensor([a.probe for a in answers], dtype=torch.bool),
         "trajectory": torch.tensor(
-            [trajectories[a.trajectory if a.trajectory is not None else i] for i, a in enumerate(answers)],
+            [trajectories[each] for each in whole],
             dtype=torch.long,
         ),
     }

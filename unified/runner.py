@@ -127,7 +127,6 @@ class _Runner:
     console: RunConsole
     force: bool
     outcomes: list[Outcome] = field(default_factory=list)
-    rerun: set[str] = field(default_factory=set)
 
     def open_folder(self) -> None:
         """Make the run folder; UserError when it holds the run of another recipe."""

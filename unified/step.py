@@ -167,7 +167,6 @@ class Work:
     passes: list[list[list[int]]]
     known: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # micro-batch -> pushes computed before
     pushes: Tensor | None = None  # [rows, time] of logp, where they depend on no current head
-    idle: list[int] = field(default_factory=list)  # rows that are not pushed, and need no forward
 
 
 def count(run: Run, table: Table, index: list[int]) -> Work:
@@ -181,41 +180,26 @@ def count(run: Run, table: Table, index: list[int]) -> Work:
     for i in range(len(index)):
         units.setdefault(groups[i] if whole else i, []).append(i)
     rows, budget = [table.rows[i] for i in index], run.settings.tokens_per_micro_batch
-    pushes, idle = _in_advance(run, table.stream.terms, batch, w)
-    asleep = set(idle)
-    awake = [u for unit in units.values() if (u := [i for i in unit if i not in asleep])]
-    passes = cut(rows, awake, budget, run.layout_of(table))
-    return Work(table, batch, index, w, [{} for _ in table.stream.terms], passes, pushes=pushes, idle=idle)
+    passes = cut(rows, list(units.values()), budget, run.layout_of(table))
+    pushes = _in_advance(run, table.stream.terms, batch, w)
+    return Work(table, batch, index, w, [{} for _ in table.stream.terms], passes, pushes=pushes)
 
 
-def _in_advance(
-    run: Run, terms: Sequence[Any], batch: Batch, w: list[dict[str, Tensor]]
-) -> tuple[Tensor | None, list[int]]:
-    """Σ weight · w · GC of logp where no term looks at a head as it is now, and the rows where it is 0.
-
-    Such rows need no forward; they stay counted. Where a term has metrics of its own, all rows have one.
-    """
+def _in_advance(run: Run, terms: Sequence[Any], batch: Batch, w: list[dict[str, Tensor]]) -> Tensor | None:
+    """Σ weight · w · GC of logp, [rows, time], where no term looks at a head as it is now, or at other answers."""
     heads = frozenset((*HEADS, *STATISTICS, "old_logp", "old_value"))
     plain = all(set(t.aggregations) == {"logp"} and not t.reads & heads and t.algorithm.coefficient for t in terms)
-    if not plain or run.trained != {"policy": frozenset({"logp"})} or any(t.scope == "step" for t in terms):
-        return None, []
-    pushes = push(list(terms), batch, w)[0].get("logp")
-    if pushes is None or any(t.algorithm.metrics for t in terms):
-        return pushes, []
-    return pushes, (~(pushes != 0).any(1)).nonzero()[:, 0].tolist()
+    alone = all(t.scope == "answer" for t in terms)
+    if not plain or not alone or run.trained != {"policy": frozenset({"logp"})}:
+        return None
+    return push(list(terms), batch, w)[0].get("logp")
 
 
 def look_ahead(run: Run, work: Work) -> None:
-    """What must be known before the first push: statistics of the step, coefficients of groups over the budget.
-
-    Rows that need no forward are written into the log here.
-    """
+    """What must be known before the first push: statistics of the step, coefficients of groups over the budget."""
     terms = work.table.stream.terms
-    if work.idle:
-        weigh(run, work, work.idle, {"logp": torch.zeros_like(work.batch.loss_mask[work.idle], dtype=run.dtype)})
-        run.add("forwards_spared", len(work.idle), 0.0)
     step_scope = any(t.scope == "step" for t in terms)
-    wide = [p for p in work.passes if len(p) > 1] if work.pushes is None else []
+    wide = [p for p in work.passes if len(p) > 1]
     wanted = [i for p in (work.passes if step_scope else wide) for m in p for i in m]
     if not run.processes.most(len(wanted)):
         return

@@ -96,6 +96,8 @@ class Stream:
         self, prompts: list[PromptGroup], sample: Callable[..., list[list[Answer]]], seed: int
     ) -> list[PromptGroup]:
         """Ask the source for answers to these prompts."""
+        if not self.online:  # the rows stay as they are: whoever judges them anew must find what the data say
+            prompts = [replace(g, answers=[replace(a, columns=dict(a.columns)) for a in g.answers]) for g in prompts]
         if self.source is None:
             return prompts
         groups = self._call(
@@ -147,7 +149,7 @@ class Stream:
         for group in groups:
             answers = [a for a in group.answers if a.reward is not None or self.reward is None]
             counts["missing"] += len(group.answers) - len(answers)
-            if sum(not a.probe for a in answers) < needed:
+            if len({a.trajectory or i for i, a in enumerate(answers) if not a.probe}) < needed:
                 counts["too_few"] += 1
                 continue
             kept.append(replace(group, answers=answers))

@@ -79,6 +79,12 @@ def judging_parts(settings: TrainSettings) -> list[tuple[Path_, Any]]:
 def part_uses(path: Path_, part: Any) -> list[tuple[Path_, str, str]]:
     """The model references of a chosen reward or source that judges by models, as `uses` gives them; [] for others."""
     found = call_named(part.part.models, settings=part.settings) if part and part.part.models else {}
+    for reference, kind in found.items():
+        if reference == "input" or (reference == SELF and kind == "scalar"):
+            raise UserError(
+                f"{part.part.kind} '{part.name}' cannot ask '{reference}' for a score",
+                "name a scalar model: stage:NAME, a path or a hub id",
+            )
     return [(path, reference, kind) for reference, kind in found.items() if reference != SELF]
 
 

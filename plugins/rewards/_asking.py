@@ -41,8 +41,13 @@ class AskSettings(Settings):
         return self
 
 
-def ask(settings: AskSettings, questions: Sequence[str], models: Mapping[str, Judge]) -> list[list[str]]:
-    """`votes` opinions on each question; fewer, or none, where the question is too long or the endpoint failed."""
+def ask(
+    settings: AskSettings, questions: Sequence[str], models: Mapping[str, Judge], draws: Sequence[int]
+) -> list[list[str]]:
+    """`votes` opinions on each question; fewer, or none, where the question is too long or the endpoint failed.
+
+    draws: that of the group which each question is about.
+    """
     if not questions:
         return []
     if settings.endpoint is not None:
@@ -52,7 +57,7 @@ def ask(settings: AskSettings, questions: Sequence[str], models: Mapping[str, Ju
     prompts: list[Any] = [[{"role": "user", "content": q}] if chat else q for q in questions]
     sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
     votes = settings.votes if settings.temperature else 1
-    return [[answer.text for answer in answers] for answers in judge.answer(prompts, sampling, votes)]
+    return [[answer.text for answer in answers] for answers in judge.answer(prompts, sampling, votes, draws)]
 
 
 def _from_endpoint(endpoint: EndpointSettings, settings: AskSettings, questions: Sequence[str]) -> list[list[str]]:

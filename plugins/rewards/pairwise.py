@@ -66,7 +66,7 @@ def judge(
         for i, k in ((a, b), (b, a))
     ]
     questions = [filled(settings.template, g, first=g.answers[i].text, second=g.answers[k].text) for g, i, k in shown]
-    verdicts = iter(ask(settings, questions, models))
+    verdicts = iter(ask(settings, questions, models, [group.draw for group, _, _ in shown]))
     return [_shares(group, verdicts, settings) for group in groups]
 
 

@@ -61,7 +61,8 @@ class RubricSettings(AskSettings):
 def judge(groups: list[PromptGroup], settings: RubricSettings, models: Mapping[str, Judge]) -> list[list[float | None]]:
     """Mean points of every answer, from 0 to 1."""
     questions = [filled(settings.template, group, answer=answer.text) for group in groups for answer in group.answers]
-    opinions = iter(ask(settings, questions, models))
+    draws = [group.draw for group in groups for _ in group.answers]
+    opinions = iter(ask(settings, questions, models, draws))
     return [[_mean(next(opinions), settings) for _ in group.answers] for group in groups]
 
 

@@ -84,7 +84,10 @@ class Episodes:
         _check(made, settings.arguments, self.owner)
         self.writing = Writing(sample.tokenizer, keep=settings.past == "keep", owner=self.owner)
         self.of_group = [
-            [Episode(group, _drawn(seed, i, group.key, k)) for k in range(settings.group_size)]
+            [
+                Episode(group, _drawn(seed, group.draw if group.draw >= 0 else i, group.key, k))
+                for k in range(settings.group_size)
+            ]
             for i, group in enumerate(prompts)
         ]
         self.all = [episode for episodes in self.of_group for episode in episodes]

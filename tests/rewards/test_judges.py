@@ -163,7 +163,7 @@ class Scripted:
     def __init__(self, say: Callable[[str, int], str]) -> None:
         self.say, self.asked = say, list[Any]()
 
-    def answer(self, prompts: list[Any], sampling: Sampling, n: int = 1) -> list[list[Answer]]:
+    def answer(self, prompts: list[Any], sampling: Sampling, n: int = 1, draws: Any = None) -> list[list[Answer]]:
         self.asked += prompts
         return [[Answer([1], self.say(p, i)) for i in range(n)] for p in prompts]
 
