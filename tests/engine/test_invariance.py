@@ -126,13 +126,14 @@ def test_a_probe_is_seen_but_neither_pushed_nor_counted(tmp_path: Path) -> None:
     assert relative(step_gradient(run, groups), alone) < 1e-12
 
 
-def test_one_conversation_in_two_rows_counts_as_one_answer(tmp_path: Path) -> None:
-    # sequence-sum: w = 1 / answers; three rows of which two are one conversation make 2 answers, not 3
-    groups = random_groups(3, 1)
+def test_one_conversation_in_two_rows_counts_as_one_answer_and_another_of_that_name_as_its_own(tmp_path: Path) -> None:
+    # sequence-sum: w = 1 / answers; of six rows two are one conversation and two another: 4 answers, not 6 and not 3
+    groups = random_groups(3, 2)
     artifacts = {"base": tiny_policy("gpt2", dtype=torch.float64)}
     written = {"terms": [{"algorithm": "imitate", "aggregation": "sequence-sum"}], "data": "letters"}
     run = set_up(stage(tmp_path, artifacts), train_settings(**written))
     apart = step_gradient(run, groups)
     for group in groups[:2]:
-        group.answers[0].trajectory = "conversation"
-    assert relative(step_gradient(run, groups), apart * 3 / 2) < 1e-12
+        for answer in group.answers:
+            answer.trajectory = "conversation"
+    assert relative(step_gradient(run, groups), apart * 6 / 4) < 1e-12

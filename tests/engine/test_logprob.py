@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from unified.logprob import token_logprobs
+from unified.logprob import read_distribution, token_logprobs, weighted_logprob
 
 TOKENS, WIDTH, VOCAB = 7, 5, 11
 
@@ -192,3 +192,35 @@ def test_no_tokens_give_no_log_probs_and_a_gradient_of_zeros() -> None:
     logp, _ = token_logprobs(torch.zeros(0, 3, requires_grad=True), weight, None, torch.zeros(0, dtype=torch.long))
     assert logp.shape == (0,)
     assert (torch.autograd.grad(logp.sum(), weight)[0] == 0).all()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_pushes_that_are_known_before_give_the_gradient_of_their_sum_from_logits_computed_once(
+    biased: bool, temperature: float
+) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(37, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(50, dtype=torch.float64, requires_grad=True) if biased else None
+    target, push = torch.randint(0, 50, (37,)), torch.randn(37, dtype=torch.float64)
+    leaves = [hidden, weight, *([bias] if bias is not None else [])]
+    total, logp = weighted_logprob(hidden, weight, bias, target, push, temperature=temperature, chunk_numbers=250)
+    read = read_distribution(hidden, weight, bias, target, temperature=temperature)
+    torch.testing.assert_close(logp, read.logp.detach(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(total, (push * read.logp).sum(), atol=1e-11, rtol=0)
+    # the gradient is scaled in the backward pass, as processes are averaged over
+    ahead = torch.autograd.grad(-3 * total, leaves)
+    after = torch.autograd.grad(-3 * (push * read.logp).sum(), leaves)
+    for mine, theirs in zip(ahead, after, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+def test_known_pushes_work_on_logits_as_well() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(9, 20, dtype=torch.float64, requires_grad=True)
+    target, push = torch.randint(0, 20, (9,)), torch.randn(9, dtype=torch.float64)
+    total, _ = weighted_logprob(logits, None, None, target, push, chunk_numbers=60)
+    (ahead,) = torch.autograd.grad(total, logits)
+    (after,) = torch.autograd.grad((push * read_distribution(logits, None, None, target).logp).sum(), logits)
+    torch.testing.assert_close(ahead, after, atol=1e-13, rtol=0)

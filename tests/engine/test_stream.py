@@ -21,6 +21,7 @@ from unified import (
     catalogue,
 )
 from unified.coefficient import Term
+from unified.settings import choose
 from unified.stream import Sampler, Stream, seed_of
 
 
@@ -308,3 +309,16 @@ def test_a_prompt_that_was_not_drawn_is_known_by_its_tokens() -> None:
 
     assert asked([4, 5], [6]) == [*asked([4, 5]), *asked([6])]
     assert len(set(asked([4, 5], [6], [4, 5]))) == 3
+
+
+def test_judging_a_row_in_one_pass_leaves_it_as_the_data_say_for_the_next() -> None:
+    halved = {"name": "several", "rewards": [{"reward": "given", "weight": 0.5}]}
+    reward, problems = choose("reward", halved)
+    assert reward is not None, problems
+    rows = [PromptGroup([1], [Answer([2], reward=1.0)])]
+    stream = Stream("s", rows, None, reward, [], 0)
+    for _ in range(3):  # and the parts of the reward are reported in every pass
+        groups = stream.collect([rows[0]], None, 0)  # type: ignore[arg-type]
+        assert stream.judge(groups) == {"given": (1.0, 1)}
+        assert groups[0].answers[0].reward == 0.5
+    assert rows[0].answers[0].reward == 1.0

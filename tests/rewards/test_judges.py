@@ -257,3 +257,26 @@ def test_the_policy_itself_is_no_model_to_load_and_another_judge_is() -> None:
     for name, expected in ((None, {"self": "policy"}), ("stage:sft", {"stage:sft": "policy"})):
         chosen = _chosen(name="rubric", model=name)
         assert call_named(chosen.part.models, settings=chosen.settings) == expected
+
+
+@pytest.mark.parametrize("name", ["self", "input"])
+def test_the_policy_cannot_be_asked_for_a_score(name: str) -> None:
+    from unified import training
+
+    chosen = _chosen(name="model", model=name)
+    with pytest.raises(UserError, match=f"reward 'model' cannot ask '{name}' for a score"):
+        training.part_uses(("reward",), chosen)
+
+
+def test_equal_questions_about_different_prompts_get_draws_of_their_own() -> None:
+    seen: list[Any] = []
+
+    class Noting(Scripted):
+        def answer(self, prompts: list[Any], sampling: Sampling, n: int = 1, draws: Any = None) -> list[list[Answer]]:
+            seen.append(list(draws))
+            return super().answer(prompts, sampling, n)
+
+    groups = [_group("p", "a", "a"), _group("p", "a")]
+    groups[0].draw, groups[1].draw = 4, 9
+    _judged(groups, {"self": Noting(lambda question, vote: "Score: 1")}, name="rubric", model="self")
+    assert seen == [[4, 4, 9]]
