@@ -112,13 +112,14 @@ def _judgement(reward: Any, answer: Answer) -> Iterator[str]:
 
 
 def leaves_groups_alone(subject: PartUnderTest) -> Iterator[str]:
-    """It does not change the groups, but for new columns of answers: writing rewards is the engine's."""
+    """It does not change the groups, but for new columns and reasons: writing rewards is the engine's."""
     groups = subject.groups or made_up()
     seen = copy.deepcopy(groups)
     subject.judged(seen)
     for group, before in zip(seen, groups, strict=False):
         for answer, old in zip(group.answers, before.answers, strict=False):
             answer.columns = {name: value for name, value in answer.columns.items() if name in old.columns}
+        group.reasons = list(before.reasons)
     if seen != groups:
         yield "it changed the groups that it judged"
 

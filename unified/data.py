@@ -64,6 +64,7 @@ class Answer:
     trajectory: rows of one conversation that share it count as one answer.
     version: of the weights that sampled it, in optimiser steps.
     steps: (tokens of the answer so far, value) at the end of each step, where a search or a label judged them.
+    failed: what made it broke down, so that there is nothing to judge: it is missing, whatever the reward.
     """
 
     ids: list[int]
@@ -76,6 +77,7 @@ class Answer:
     trajectory: str | None = None
     version: int | None = None
     steps: list[tuple[int, float]] | None = None
+    failed: bool = False
     columns: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,7 +100,8 @@ class PromptGroup:
 
     prompt: token ids, ready to be continued. text: the prompt as it reads. key: its row in the dataset.
     messages: the prompt as a conversation; None for a prompt of text. draw: its running number among all prompts drawn
-    by a stage, -1 where it was not drawn; what is sampled for it depends on that.
+    by a stage, -1 where it was not drawn; what is sampled for it depends on that. reasons: why answers could not be
+    judged, in words; the first is shown where a stage stops for it.
     """
 
     prompt: list[int]
@@ -108,6 +111,7 @@ class PromptGroup:
     key: int = -1
     messages: Sequence[Message] | None = None
     draw: int = -1
+    reasons: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

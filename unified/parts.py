@@ -249,7 +249,7 @@ class Reward(Part):
 
     judge(groups, settings, models, folder) -> one list per group, one entry per answer: a float, a list of floats (one
         per token of the answer), or None where the judgement failed (missing, never zero). Columns that it writes into
-        an answer (`answer.columns`) are reported as reward/NAME.
+        an answer (`answer.columns`) are reported as reward/NAME; `group.reasons` says in words why one is missing.
         `models` maps the references that `models` gives to unified.Judge: `.score(groups)` and `.score_tokens(groups)`
         of a scalar model, `.answer(prompts, sampling, n)` of a policy. `folder` is that of the recipe.
     models(settings) -> {reference: "scalar" or "policy"}, the models to load beside the policy (a path, `stage:NAME`);

@@ -296,6 +296,7 @@ class _Runner:
             who = catalogue().provider("stage", stage.part.name)
             what = str(error) if isinstance(error, PluginError) else f"{who} raised {type(error).__name__}: {error}"
             after = f", after step {at['step']}" if at["step"] else ""
+            what = what.removeprefix(f"{where}: ")
             raise PluginError(f"{where}{after}: {what}\n    the traceback is in {folder / 'error.log'}") from error
 
     def _artifact(self, reference: str) -> Artifact:

@@ -54,9 +54,11 @@ def select(run: Run, stream: Stream, groups: list[PromptGroup]) -> list[PromptGr
     here = torch.tensor([counts["missing"], sum(len(g.answers) for g in groups)], device=run.device)
     missing, answers = run.processes.sum(here).tolist()  # every process asks
     if stream.reward and missing and (missing > run.settings.max_missing * answers or missing == answers):
+        why = next((f"the first: {g.reasons[0]}" for g in groups if g.reasons), "no reason was given")
         raise UserError(
             f"stage '{run.stage.name}', step {run.step + 1}: reward '{stream.reward.name}' could not judge "
             f"{missing} of {answers} answers",
+            why,
             "choose a `reward` that judges these answers (`unified list reward` shows them), or raise `max_missing` "
             f"(now {run.settings.max_missing:g})",
         )

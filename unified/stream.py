@@ -97,7 +97,7 @@ class Stream:
     ) -> list[PromptGroup]:
         """Ask the source for answers to these prompts."""
         if not self.online:  # the rows stay as they are: whoever judges them anew must find what the data say
-            prompts = [replace(g, answers=[replace(a, columns=dict(a.columns)) for a in g.answers]) for g in prompts]
+            prompts = [_copy(group) for group in prompts]
         if self.source is None:
             return prompts
         groups = self._call(
@@ -132,6 +132,9 @@ class Stream:
             )
         for rewards, group in zip(given, groups, strict=True):
             for reward, answer in zip(rewards, group.answers, strict=True):
+                if answer.failed:
+                    answer.reward = None
+                    continue
                 _check_reward(self, reward, answer)
                 answer.reward = list(reward) if isinstance(reward, (list, tuple)) else reward
         parts: dict[str, tuple[float, float]] = {}
@@ -174,6 +177,11 @@ class Stream:
                 f"{function} of {getattr(chosen.part, 'of', chosen.part.kind)} '{chosen.name}'"  # a rule's kind is `of`
             )
             raise PluginError(f"stage '{self.stage}': {what} raised {type(error).__name__}: {error}") from error
+
+
+def _copy(group: PromptGroup) -> PromptGroup:
+    """A row that may be judged without a trace in the data."""
+    return replace(group, answers=[replace(a, columns=dict(a.columns)) for a in group.answers], reasons=[])
 
 
 def _check_reward(stream: Stream, reward: Any, answer: Answer) -> None:

@@ -36,7 +36,7 @@ def text(row: Mapping[str, Any], column: str) -> str:
     value = cell(row, column)
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    if isinstance(value, (str, int, float)):
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     raise ValueError(f"column '{column}' must be text, not {type(value).__name__}")
 

@@ -12,6 +12,8 @@ Both may be `async`. Source of the second: the documentation of TRL 1.16, GRPO t
 
 import asyncio
 import inspect
+import math
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,7 +84,7 @@ def judge(groups: list[PromptGroup], settings: PythonSettings, folder: Path | No
 
 def _one_by_one(function: Callable[..., Any], groups: list[PromptGroup], settings: PythonSettings) -> Judged:
     given = [
-        _call(function, settings, {
+        _tried(function, settings, {
             "prompt": group.text, "answer": answer.text, "columns": dict(group.columns), "ids": list(answer.ids),
             "finish": answer.finish,
         })
@@ -90,6 +92,16 @@ def _one_by_one(function: Callable[..., Any], groups: list[PromptGroup], setting
         for answer in group.answers
     ]  # fmt: skip
     return _shared_out(_awaited(given), groups)
+
+
+def _tried(function: Callable[..., Any], settings: PythonSettings, available: Mapping[str, Any]) -> Any:
+    """What it gives, or the exception that it raised; UserError for arguments that are not there."""
+    try:
+        return _call(function, settings, available)
+    except UserError:
+        raise
+    except Exception as error:
+        return error
 
 
 def _all_at_once(function: Callable[..., Any], groups: list[PromptGroup], settings: PythonSettings) -> Judged:
@@ -105,7 +117,9 @@ def _all_at_once(function: Callable[..., Any], groups: list[PromptGroup], settin
         "completion_ids": [list(answer.ids) for _, answer in pairs],
         "trainer_state": None, "log_extra": _nothing, "log_metric": _nothing,
     }  # fmt: skip
-    (given,) = _awaited([_call(function, settings, available)])
+    (given,) = _awaited([_tried(function, settings, available)])
+    if isinstance(given, Exception):
+        return _shared_out([given] * len(pairs), groups)
     if not isinstance(given, Iterable) or len(rewards := list(given)) != len(pairs):
         what = f"{len(rewards)} rewards" if isinstance(given, Iterable) else f"a {type(given).__name__}"
         raise ValueError(f"{settings.function} gave {what} for {len(pairs)} answers")
@@ -159,7 +173,7 @@ def _awaited(given: Sequence[Any]) -> list[Any]:
 
     async def together() -> list[Any]:
         waiting = [asyncio.ensure_future(one if inspect.isawaitable(one) else _value(one)) for one in given]
-        return list(await asyncio.gather(*waiting))
+        return list(await asyncio.gather(*waiting, return_exceptions=True))
 
     with ThreadPoolExecutor(1) as thread:  # a loop of its own, also where one runs already, as in a notebook
         return thread.submit(asyncio.run, together()).result()
@@ -170,9 +184,23 @@ async def _value(one: Any) -> Any:
 
 
 def _shared_out(rewards: Sequence[Any], groups: list[PromptGroup]) -> Judged:
-    """The rewards of all answers as a list for every group, as floats."""
+    """The rewards of all answers as a list for every group, as floats; None, with the reason, where one failed."""
     left = iter(rewards)
-    return [[_number(next(left)) for _ in group.answers] for group in groups]
+    return [[_kept(next(left), group) for _ in group.answers] for group in groups]
+
+
+def _kept(value: Any, group: PromptGroup) -> Any:
+    """A judgement; None for an exception, or a number that is none, which the group then tells."""
+    if isinstance(value, Exception):
+        at = traceback.extract_tb(value.__traceback__)
+        where = f" ({Path(at[-1].filename).name}:{at[-1].lineno})" if at else ""
+        group.reasons.append(f"{type(value).__name__}: {value}{where}")
+        return None
+    number = _number(value)
+    if any(not math.isfinite(x) for x in (number if isinstance(number, list) else [number or 0.0])):
+        group.reasons.append(f"the function gave {value}")
+        return None
+    return number
 
 
 def _number(value: Any) -> Any:

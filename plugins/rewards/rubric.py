@@ -63,12 +63,16 @@ def judge(groups: list[PromptGroup], settings: RubricSettings, models: Mapping[s
     questions = [filled(settings.template, group, answer=answer.text) for group in groups for answer in group.answers]
     draws = [group.draw for group in groups for _ in group.answers]
     opinions = iter(ask(settings, questions, models, draws))
-    return [[_mean(next(opinions), settings) for _ in group.answers] for group in groups]
+    return [[_mean(next(opinions), settings, group) for _ in group.answers] for group in groups]
 
 
-def _mean(opinions: list[str], settings: RubricSettings) -> float | None:
+def _mean(opinions: list[str], settings: RubricSettings, group: PromptGroup) -> float | None:
     read = [points for text in opinions if (points := _points(text, settings)) is not None]
-    return fmean(read) if read else None
+    if read:
+        return fmean(read)
+    said = f"no points ({settings.pattern}) in {opinions[0][-80:]!r}" if opinions else "the question got no opinion"
+    group.reasons.append(said)
+    return None
 
 
 def _points(text: str, settings: RubricSettings) -> float | None:

@@ -8,6 +8,7 @@ retries is missing; where no batch got anything the stage stops.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ def judge(groups: Sequence[PromptGroup], settings: RewardServerSettings) -> list
     replies = side_by_side(settings, lambda batch: _asked(batch, settings), batches)
     flat: list[float | None] = []
     for batch, reply in zip(batches, replies, strict=True):
+        if isinstance(reply, Failed):
+            batch[0][0].reasons.append(f"the server at {settings.url}: {reply}")
         flat += [None] * len(batch) if isinstance(reply, Failed) else reply
     each = iter(flat)
     return [[next(each) for _ in group.answers] for group in groups]
@@ -41,10 +44,14 @@ def _asked(batch: list[tuple[PromptGroup, str]], settings: RewardServerSettings)
     rewards = reply.get("rewards") if isinstance(reply, dict) else None
     if not isinstance(rewards, list) or len(rewards) != len(batch):
         raise Failed(f'it replied no {{"rewards": [...]}} with {len(batch)} entries')
-    wrong = [r for r in rewards if r is not None and (isinstance(r, bool) or not isinstance(r, (int, float)))]
+    wrong = [r for r in rewards if r is not None and not _is_number(r)]
     if wrong:
         raise Failed(f"a reward must be a number or null, not {wrong[0]!r}")
     return [None if r is None else float(r) for r in rewards]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _plain(value: Any) -> Any:

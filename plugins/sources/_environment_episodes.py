@@ -110,7 +110,9 @@ class Episodes:
             shown = schemas(tools, self.owner) if tools and self.settings.show_tools else None
             episode.context, episode.tools = self.writing.opening(episode.group, said, shown)
             if self._room(episode) < 1:
-                episode.end(cut=True)
+                episode.end(
+                    failure=f"max_tokens ({self.settings.max_tokens}) leaves no room for a turn behind the prompt"
+                )
 
     def _reset(self, episode: Episode) -> Any:
         """In a thread: make the instance and begin."""
@@ -195,17 +197,15 @@ class Episodes:
             )
 
     def groups(self) -> list[PromptGroup]:
-        """The episodes as answers, by prompt; `failures` in a group's columns tells what went wrong in it."""
+        """The episodes as answers, by prompt; the `reasons` of a group tell what went wrong in it."""
         out = []
         for group, episodes in zip(self.prompts, self.of_group, strict=True):
             contexts = [e.context for e in episodes if e.context is not None]
             prompt = _in_common(contexts) if contexts else list(group.prompt)
-            columns = dict(group.columns)
-            if any(e.failure for e in episodes):
-                columns["failures"] = [e.failure for e in episodes if e.failure]
+            reasons = [e.failure for e in episodes if e.failure]
             answers = [self._answer(e, len(prompt)) for e in episodes]
             text = group.text if prompt == group.prompt else str(self.sample.tokenizer.decode(prompt))
-            out.append(replace(group, prompt=prompt, answers=answers, text=text, columns=columns))
+            out.append(replace(group, prompt=prompt, answers=answers, text=text, reasons=reasons))
         return out
 
     def _answer(self, episode: Episode, begin: int) -> Answer:
@@ -225,7 +225,8 @@ class Episodes:
         logp = [*[0.0] * (len(ids) - len(episode.logp)), *episode.logp]
         text = self.sample.decode(episode.ids)
         reward = self._reward(episode, len(lead), len(ids))
-        return Answer(ids, text, mask, reward, logp, finish, version=episode.version, columns=columns)
+        failed = episode.failure is not None
+        return Answer(ids, text, mask, reward, logp, finish, version=episode.version, failed=failed, columns=columns)
 
     def _reward(self, episode: Episode, lead: int, length: int) -> float | list[float] | None:
         """None where it failed, or the environment gave no reward."""

@@ -51,7 +51,9 @@ def parts_table(kind: str) -> str:
         part: Any = catalogue().get(kind, name)
         about = first_line(kind, part).replace("|", "\\|")
         settings = ", ".join(
-            f"`{n}`" if default in ("None", "required") else f"`{n}: {default}`"
+            f"`{n}`"
+            if default in ("None", "required") or len(default) > 60
+            else f"`{n}: {default!s}`".replace("\n", "\\n")
             for n, _, default, _ in describe_fields(part.settings)
         )
         rows.append(f"| `{name}` | {about} | {settings or '–'} |")

@@ -21,7 +21,6 @@ from unified import (
     catalogue,
 )
 from unified.coefficient import Term
-from unified.settings import choose
 from unified.stream import Sampler, Stream, seed_of
 
 
@@ -312,13 +311,16 @@ def test_a_prompt_that_was_not_drawn_is_known_by_its_tokens() -> None:
 
 
 def test_judging_a_row_in_one_pass_leaves_it_as_the_data_say_for_the_next() -> None:
-    halved = {"name": "several", "rewards": [{"reward": "given", "weight": 0.5}]}
-    reward, problems = choose("reward", halved)
-    assert reward is not None, problems
+    def judge(groups: list[PromptGroup]) -> list[list[float]]:
+        for group in groups:
+            for answer in group.answers:
+                answer.columns["own"] = 3.0
+        return [[(a.total_reward or 0.0) / 2 for a in g.answers] for g in groups]
+
     rows = [PromptGroup([1], [Answer([2], reward=1.0)])]
-    stream = Stream("s", rows, None, reward, [], 0)
+    stream = Stream("s", rows, None, Chosen(Reward("half", judge=judge), Settings()), [], 0)
     for _ in range(3):  # and the parts of the reward are reported in every pass
         groups = stream.collect([rows[0]], None, 0)  # type: ignore[arg-type]
-        assert stream.judge(groups) == {"given": (1.0, 1)}
+        assert stream.judge(groups) == {"own": (3.0, 1)}
         assert groups[0].answers[0].reward == 0.5
-    assert rows[0].answers[0].reward == 1.0
+    assert (rows[0].answers[0].reward, rows[0].answers[0].columns) == (1.0, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -239,9 +240,10 @@ def test_a_function_that_cannot_be_called_is_said(folder: Path, function: str, s
     assert said in str(raised.value)
 
 
-def test_what_the_function_raises_is_left_for_the_engine_to_attribute(folder: Path) -> None:
-    with pytest.raises(ZeroDivisionError):
-        judged(by("broken"), [group("a")], folder)
+def test_an_answer_on_which_the_function_raises_is_missing_and_the_group_says_why(folder: Path) -> None:
+    asked = group("a")
+    assert judged(by("broken"), [asked], folder) == [[None]]
+    assert re.fullmatch(r"ZeroDivisionError: division by zero \(rewards\.py:\d+\)", asked.reasons[0])
 
 
 def test_an_argument_that_the_function_does_not_take_is_said(folder: Path) -> None:

@@ -42,7 +42,7 @@ def faulty(how: str, **written: Any) -> list[PromptGroup]:
 def test_an_episode_that_goes_wrong_is_named_and_has_no_reward_and_no_token_that_counts(how: str, said: str) -> None:
     (found,) = faulty(how, timeout_s=0.05 if how == "late" else 20)
     answer = found.answers[0]
-    assert found.columns["failures"][0].startswith(said)
+    assert found.reasons[0].startswith(said)
     assert (answer.reward, answer.columns["failed"], answer.finish) == (None, 1, "length")
     assert answer.ids  # what was sampled is there to be read
     assert answer.loss_mask == [False] * len(answer.ids)
@@ -56,7 +56,7 @@ def test_an_episode_that_goes_wrong_is_named_and_has_no_reward_and_no_token_that
 def test_an_environment_that_does_not_begin_leaves_an_answer_without_a_token_that_counts() -> None:
     (found,) = faulty("reset")
     answer = found.answers[0]
-    assert found.columns["failures"] == ["reset raised LookupError: no board"]
+    assert found.reasons == ["reset raised LookupError: no board"]
     assert (answer.reward, answer.loss_mask, answer.text) == (None, [False], "")
     assert found.prompt == row("chatml").prompt
 
@@ -67,7 +67,7 @@ def test_the_other_episodes_of_a_prompt_go_on_when_one_goes_wrong() -> None:
     assert 0 < sum(failed) < 12
     for answer in found.answers:
         assert (answer.reward, any(answer.loss_mask or [])) in ((None, False), (1.0, True))
-    assert found.columns["failures"] == ["step 1 raised ZeroDivisionError: at play"] * sum(failed)
+    assert found.reasons == ["step 1 raised ZeroDivisionError: at play"] * sum(failed)
 
 
 def test_every_instance_is_closed_but_those_whose_step_is_still_running() -> None:
