@@ -371,6 +371,8 @@ def test_a_conversation_that_was_sampled_is_shown_with_its_turns():
     assert group.text == Renderer(characters(template=TEMPLATE), 20).text(user("ab"))
 
 
+@pytest.mark.real
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the real models beside the checkout")
 def test_text_behind_a_prompt_gets_no_space_from_a_tokenizer_that_puts_one_before_everything():
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "tinyllamas-stories260k")
     render = Renderer(tokenizer, 512)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.gradients import leave
 from tests.tools import (
     gradient,
     random_groups,
@@ -95,6 +96,7 @@ def main(out: str) -> None:
         found[f"{name} {settings}"] = step_gradient(run, random_groups(5, 3, empty=True), several_steps=True)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
         torch.save(found, out)
+    leave()
 
 
 def test_two_processes_give_the_gradient_of_one(tmp_path: Path) -> None:

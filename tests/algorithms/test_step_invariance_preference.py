@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gradients import gradient_of
+from tests.gradients import gradient_of, leave
 from tests.tools import random_groups, relative
 from unified import PromptGroup
 from unified_plugins.sources.mismatched import collect
@@ -92,6 +92,7 @@ def main(out: str, *algorithms: str) -> None:
     found = {a: step_of(a, torch.float64, tokens_per_micro_batch=30) for a in algorithms}
     if not dist.is_initialized() or dist.get_rank() == 0:
         torch.save(found, out)
+    leave()
 
 
 if __name__ == "__main__":

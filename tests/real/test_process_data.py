@@ -53,7 +53,12 @@ def labelled(group: PromptGroup) -> tuple[list[int], int | None]:
 def test_the_first_wrong_step_is_found_more_often_than_the_commonest_answer_is_right(tmp_path: Path) -> None:
     tokenizer = artifact_at(SHARED / "models" / "tinyllamas-stories260k").tokenizer()
     base: Artifact = new_policy(dict(CONFIG), tokenizer, 0)
-    data = {"name": "files", "path": str(SHARED / "data/process/big_bench_mistake.jsonl.gz"), "held_out": 0.3, "limit": 900}
+    data = {
+        "name": "files",
+        "path": str(SHARED / "data/process/big_bench_mistake.jsonl.gz"),
+        "held_out": 0.3,
+        "limit": 900,
+    }
     settings = train_settings(
         algorithm="prm", data=data, num_train_epochs=4, batch_size=16, learning_rate=2e-3, lr_scheduler_type="cosine",
         too_long="drop", evaluation={"num_prompts": 1000},
