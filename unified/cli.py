@@ -284,4 +284,13 @@ def _run(recipe: Recipe, output: Path | None, *, force: bool, quiet: bool) -> No
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of the commands `unified` and `python -m unified`."""
-    return app(args=arguments, prog_name="unified")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return app(args=arguments, prog_name="unified")
+    try:  # one of several: a thread of their group that is not done yet aborts the interpreter as it cleans up
+        app(args=arguments, prog_name="unified")
+        code = 0
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else int(done.code is not None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
