@@ -131,9 +131,8 @@ class Bench:
         place = ("answers", self.stage.seed, label)
         sampler = Sampler(self.run.settings.engine, self.run.roles.models["policy"], self.tokenizer, 0, place)
         out: list[PromptGroup] = []
-        most = processes.most(
-            -(-len(mine) // at_once)
-        )  # a source may ask a model, and all processes must ask it together
+        # a source may ask a model, and all processes must ask it equally often
+        most = processes.most(-(-len(mine) // at_once))
         for start in range(0, most * at_once, at_once):
             part = mine[start : start + at_once]
             out += stream.collect(part, sampler, seed_of("source", label, self.stage.seed))
