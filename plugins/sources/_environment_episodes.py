@@ -7,16 +7,14 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from unified import Answer, PromptGroup, Sampling, UserError, call_named, number_columns
 from unified_plugins.sources._environment_calls import Call, calls_in, functions, schemas
 from unified_plugins.sources._environment_said import Said, as_messages, as_said
+from unified_plugins.sources._environment_settings import EpisodeSettings
 from unified_plugins.sources._environment_threads import Failure, side_by_side
 from unified_plugins.sources._environment_writing import Tools, Writing
-
-if TYPE_CHECKING:
-    from unified_plugins.sources.environment import EnvironmentSettings
 
 #: what the methods of an environment may name
 OFFERED = {"reset": ("prompt", "columns", "seed"), "step": ("text", "calls", "finish", "turn"), "close": ()}
@@ -28,7 +26,8 @@ class Episode:
 
     context: ids before the first turn of the assistant. ids, mask, logp: of the answer so far, behind the context; mask
     is true and logp what was sampled where the assistant spoke. ends: (tokens of the answer after a turn of the
-    assistant, the reward of that turn). cut: whether a limit ended a turn or the episode.
+    assistant, the reward of that turn). cut: whether a limit ended a turn or the episode. failure: why it broke down;
+    unjudged: why it has no reward, though it came to its end.
     """
 
     group: PromptGroup
@@ -51,6 +50,7 @@ class Episode:
     cut: bool = False
     late: bool = False
     failure: str | None = None
+    unjudged: str | None = None
 
     @property
     def length(self) -> int:
@@ -69,17 +69,24 @@ class Episode:
 
 
 class Episodes:
-    """All episodes of a batch. Raises UserError for a class that cannot be called as the settings say."""
+    """All episodes of a batch.
+
+    rewards: "total" or "turn"; cut_off_reward: of an episode cut off before there was one; see EnvironmentSettings.
+    Raises UserError for a class that cannot be called as the settings say.
+    """
 
     def __init__(
         self,
         prompts: Sequence[PromptGroup],
         made: type,
-        settings: EnvironmentSettings,
+        settings: EpisodeSettings,
         sample: Any,
         seed: int,
+        rewards: Literal["total", "turn"] = "total",
+        cut_off_reward: float | None = None,
     ) -> None:
         self.prompts, self.made, self.settings, self.sample = prompts, made, settings, sample
+        self.rewards, self.cut_off_reward = rewards, cut_off_reward
         self.owner = f"environment '{settings.environment}'"
         _check(made, settings.arguments, self.owner)
         self.writing = Writing(sample.tokenizer, keep=settings.past == "keep", owner=self.owner)
@@ -108,11 +115,16 @@ class Episodes:
             tools = list(getattr(episode.environment, "tools", None) or ())
             episode.functions = functions(tools)
             shown = schemas(tools, self.owner) if tools and self.settings.show_tools else None
+            episode.group = self.begun(episode, shown)
             episode.context, episode.tools = self.writing.opening(episode.group, said, shown)
             if self._room(episode) < 1:
                 episode.end(
                     failure=f"max_tokens ({self.settings.max_tokens}) leaves no room for a turn behind the prompt"
                 )
+
+    def begun(self, episode: Episode, tools: Tools | None) -> PromptGroup:
+        """The prompt behind which the episode begins; of a row, unless the environment has one of its own."""
+        return episode.group
 
     def _reset(self, episode: Episode) -> Any:
         """In a thread: make the instance and begin."""
@@ -122,6 +134,14 @@ class Episodes:
         group = episode.group
         prompt = group.text if group.messages is None else [dict(m) for m in group.messages]
         return call_named(episode.environment.reset, prompt=prompt, columns=dict(group.columns), seed=episode.seed)
+
+    def play(self) -> None:
+        """Speak and step in turn, until no episode is live."""
+        for turn in range(1, self.settings.max_turns + 1):
+            if not self.live:
+                break
+            self.speak()
+            self.step(turn)
 
     def speak(self) -> None:
         """Sample the next turn of the assistant in every live episode; those with equally much room together."""
@@ -202,7 +222,7 @@ class Episodes:
         for group, episodes in zip(self.prompts, self.of_group, strict=True):
             contexts = [e.context for e in episodes if e.context is not None]
             prompt = _in_common(contexts) if contexts else list(group.prompt)
-            reasons = [e.failure for e in episodes if e.failure]
+            reasons = [why for e in episodes if (why := e.failure or e.unjudged)]
             answers = [self._answer(e, len(prompt)) for e in episodes]
             text = group.text if prompt == group.prompt else str(self.sample.tokenizer.decode(prompt))
             out.append(replace(group, prompt=prompt, answers=answers, text=text, reasons=reasons))
@@ -234,8 +254,8 @@ class Episodes:
         if episode.failure is not None:
             return None
         if not given:
-            return self.settings.cut_off_reward if episode.cut else None
-        if self.settings.rewards == "total":
+            return self.cut_off_reward if episode.cut else None
+        if self.rewards == "total":
             return sum(reward for _, reward in given)
         each = [0.0] * length
         for end, reward in given:

@@ -15,58 +15,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from unified import Answer, DataSource, Field, PromptGroup, Sampling, Settings, UserError, hookimpl
+from unified import Answer, DataSource, Field, Problem, PromptGroup, Sampling, UserError, hookimpl
+from unified_plugins.rewards._user_code import look_up, module_files
 from unified_plugins.rewards._user_function import could_name, file_and_name, find_function
 from unified_plugins.sources._environment_calls import Call, Tool
+from unified_plugins.sources._environment_settings import EpisodeSettings
 
 
-class EnvironmentSettings(Settings):
+class EnvironmentSettings(EpisodeSettings):
     """Which environment, and how the assistant's turns are drawn."""
 
     environment: str = Field(description="package.module:Class, package.module.Class, or FILE.py:Class")
     file: str | None = Field(None, description="the file with the class, relative to the recipe")
     arguments: dict[str, Any] = Field({}, description="arguments of the class by name, the same for every instance")
-    group_size: int = Field(8, ge=1, description="episodes per prompt")
-    max_turns: int = Field(8, ge=1, description="turns of the assistant, at most")
-    turn_tokens: int = Field(
-        256, ge=1, description="longest turn of the assistant, in tokens; one that is cut off ends"
-    )
-    max_tokens: int = Field(
-        1024, ge=1, description="longest answer, in tokens: all turns, and what the environment says and its tools need"
-    )
-    temperature: float = Field(1.0, ge=0, description="divides the logits; 0 takes the likeliest token")
-    top_p: float = Field(1.0, gt=0, le=1, description="keep the likeliest tokens up to this mass; 1 keeps all")
-    top_k: int = Field(0, ge=0, description="keep so many likeliest tokens; 0 keeps all")
-    min_p: float = Field(
-        0.0, ge=0, lt=1, description="keep tokens of at least so many times the likeliest's probability; 0 keeps all"
-    )
-    stop: list[str] = Field([], description="texts that end a turn, which keeps them")
-    calls: Literal["hermes", "json", "none"] = Field(
-        "hermes",
-        description="hermes: JSON between <tool_call> and </tool_call>; json: a turn that is all JSON; none: no search",
-    )
-    show_tools: bool = Field(True, description="write the tools into the prompt, through the chat template")
-    past: Literal["refuse", "keep"] = Field(
-        "refuse",
-        description="a chat template that rewrites earlier turns (it strips reasoning): refuse, or go on as is",
-    )
     rewards: Literal["total", "turn"] = Field(
         "total", description="one reward for the answer, or the reward of each turn at its last token"
     )
     cut_off_reward: float | None = Field(
         None, description="of an episode cut off before the environment gave a reward; none: it is missing"
     )
-    timeout_s: float = Field(60.0, gt=0, description="longest reset or step, in seconds")
-    threads: int = Field(16, ge=1, description="environments that reset or step at the same time")
-    max_failed: float = Field(
-        0.5, ge=0, le=1, description="the stage stops, with the reason, where more than this share of episodes fail"
-    )
-
-    @classmethod
-    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """`environment: games.py:Guess` is `file: games.py, environment: Guess`: a file that a run's lineage sees."""
-        file, name = file_and_name(str(data.get("environment", "")))
-        return {**data, "environment": name, "file": file} if file is not None and "file" not in data else data
 
     def model_post_init(self, _: Any) -> None:
         """ValueError for a name that can be none of a class."""
@@ -144,17 +111,25 @@ def collect(
     made = find_function(settings.file, settings.environment, folder)
     if not isinstance(made, type):
         raise UserError(f"environment '{settings.environment}' is a function, not a class", "name a class with `step`")
-    episodes = Episodes(prompts, made, settings, sample, seed)
-    for turn in range(1, settings.max_turns + 1):
-        if not episodes.live:
-            break
-        episodes.speak()
-        episodes.step(turn)
+    episodes = Episodes(prompts, made, settings, sample, seed, settings.rewards, settings.cut_off_reward)
+    episodes.play()
     episodes.close()
     return episodes.groups()
+
+
+def check(settings: EnvironmentSettings, home: Path) -> list[Problem]:
+    """A class that is not there, as far as the text of its file or module shows; it is not run."""
+    file, name = file_and_name(settings.environment)
+    return look_up(settings.file or file, name, home, what="class", key="environment").problems
+
+
+def files(settings: EnvironmentSettings, home: Path) -> dict[str, Path]:
+    """The file of the module with the class."""
+    file, name = file_and_name(settings.environment)
+    return module_files(settings.file or file, name, home)
 
 
 @hookimpl
 def unified_sources() -> list[DataSource]:
     """Offer it as `source: {name: environment, environment: games.py:Guess}`."""
-    return [DataSource("environment", EnvironmentSettings, collect=collect, online=True)]
+    return [DataSource("environment", EnvironmentSettings, collect=collect, online=True, check=check, files=files)]

@@ -197,6 +197,21 @@ def test_what_was_sampled_has_the_log_probs_that_the_trainer_gives_it_behind_the
     assert (table.batch.sampling_logp[~mask] == 0).all()
 
 
+def test_what_an_environment_tells_of_its_episodes_is_logged_by_its_name_and_the_rows_own_numbers_are_not(
+    sampled: tuple[Run, list[PromptGroup]],
+) -> None:
+    run, groups = sampled
+    answers = [answer for group in groups for answer in group.answers]
+    logged = run.streams[0].judge(groups)
+    for name in ("turns", "tool_calls", "letters"):
+        given = [answer.columns[name] for answer in answers if name in answer.columns]
+        assert logged[name] == (sum(given), len(given))
+    assert logged["turns"][1] == 18
+    assert logged["letters"][0] > 0
+    assert all("answer" in answer.columns for answer in answers)
+    assert "answer" not in logged
+
+
 class StoppedError(Exception):
     """Raised by a test in the middle of a run."""
 
