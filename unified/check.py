@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,9 @@ from unified.edges import ASPECTS, KEY, TOKENS, Models, read_allowed
 from unified.errors import PluginError, Problem, UserError, unknown_name
 from unified.expect import read_expectations
 from unified.made import made_by, references
+from unified.measured import metric_problems
 from unified.named_models import as_problem, configuration_problems, kind_at, model_problems, path_problem
+from unified.own_checks import OwnChecks
 from unified.recipe import Recipe, kind_of
 from unified.registry import call_named, catalogue
 from unified.rounds import missing_in_rounds
@@ -108,6 +110,7 @@ class _Check:
         self.recipe, self.fetch = recipe, fetch
         self.planned: dict[str, PlannedStage | None] = {}  # None: its settings are wrong
         self.models = Models(recipe, self.planned, fetch=fetch)
+        self.own = OwnChecks(recipe.home, recipe.seed)
         self.base_is_sound = False
         self.base_kind: str | None = None
 
@@ -129,6 +132,7 @@ class _Check:
                     self.recipe.stage_problem(name, problem)
         wrong = read_expectations(self.recipe)[1]
         self.recipe.problems += [(self.recipe.root.place_of(problem.at), problem) for problem in wrong]
+        self.recipe.problems += metric_problems(self.recipe, self.planned)
         texts = self.recipe.problem_texts()
         if texts:
             count = f"{len(texts)} problems" if len(texts) > 1 else "1 problem"
@@ -201,7 +205,8 @@ class _Check:
         self.base_kind = "policy"
         if model.path is not None and not problems:
             try:
-                self.base_kind = kind_at(model.path, self.recipe.home, fetch=self.fetch)
+                trusted = model.trust_remote_code
+                self.base_kind = kind_at(model.path, self.recipe.home, fetch=self.fetch, trusted=trusted)
             except UserError as error:
                 self.recipe.problems.append((root.place_of(("model",)), as_problem(error)))
                 self.base_kind, self.base_is_sound = None, False
@@ -242,12 +247,15 @@ class _Check:
         if problem is None and made and use.kind and not fits:
             problem = Problem(f"'{reference}' is {_WHAT.get(made, made)}, but {_WHAT[use.kind]} is needed here", use.at)
         if problem is not None:
-            self.recipe.stage_problem(stage, problem)
+            at = _written_at(self.recipe.stages[stage], use)
+            self.recipe.stage_problem(stage, Problem(problem.message, at, problem.hints))
         return problem is None
 
     # --- what the stage kind itself knows ---
 
     def _check_inside(self, stage: PlannedStage) -> None:
+        for problem in self.own.problems(stage.settings):
+            self.recipe.stage_problem(stage.name, problem)
         if stage.part.check is None:
             return
         tokenizer = self._tokenizer(stage)
@@ -292,12 +300,27 @@ def _uses(uses: Iterable[Iterable[Any]]) -> tuple[Use, ...]:
 
 def _stage_references(node: Node, at: tuple[str | int, ...] = ()) -> list[Use]:
     """Every `stage:NAME` that is written anywhere in a stage."""
-    if isinstance(node.value, str) and node.value.startswith("stage:"):
-        return [Use(at, node.value, None)]
-    inner = (
-        node.items() if isinstance(node.value, dict) else enumerate(node.value if isinstance(node.value, list) else [])
-    )
-    return [use for key, child in inner for use in _stage_references(child, (*at, key))]
+    return [Use(path, text, None) for path, text in _texts(node, at) if text.startswith("stage:")]
+
+
+def _written_at(node: Node, use: Use) -> tuple[str | int, ...]:
+    """Where the reference itself stands, of a part that names it somewhere in its settings."""
+    part = node
+    for key in use.at:
+        inner = part.get(key) if isinstance(key, str) else part.entry(key)
+        if inner is None:
+            return use.at
+        part = inner
+    return next((at for at, text in _texts(part, use.at) if text == use.reference), use.at)
+
+
+def _texts(node: Node, at: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(path of keys, text) of every text below a node."""
+    if isinstance(node.value, str):
+        yield at, node.value
+    elif isinstance(node.value, (dict, list)):
+        for key, child in node.items() if isinstance(node.value, dict) else enumerate(node.value):
+            yield from _texts(child, (*at, key))
 
 
 def _earlier_hint(earlier: list[str]) -> tuple[str, ...]:

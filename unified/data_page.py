@@ -9,6 +9,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.text import Text
 
+from unified.data_columns import Column
 from unified.data_rows import MARKS, page, plainly
 from unified.data_tool import Lengths, Looked
 
@@ -46,8 +47,16 @@ def _head(looked: Looked) -> Iterator[str]:
         if looked.about:
             yield f"    {looked.about}"
     yield "columns:"
-    wide = max((len(column.name) for column in looked.columns), default=0)
-    for column in looked.columns:
+    yield from _columns(looked.columns, looked)
+    for source in looked.sources:
+        yield f"source {source.dataset}"
+        yield f"    format: {source.recognised}{f' ({source.why})' if source.why else ''}"
+        yield from _columns(source.columns, looked)
+
+
+def _columns(columns: list[Column], looked: Looked) -> Iterator[str]:
+    wide = max((len(column.name) for column in columns), default=0)
+    for column in columns:
         means = " and ".join(column.becomes) or ("stays a column" if looked.recognised is not None else column.holds)
         nobody = ", which no format names" if column.name in looked.unplaced else ""
         yield f"    {column.name:<{wide}}  {means}{nobody}"
@@ -56,8 +65,8 @@ def _head(looked: Looked) -> Iterator[str]:
 def _needs(looked: Looked) -> Iterator[str]:
     """For columns that nobody can place."""
     yield f"not placed: {', '.join(looked.unplaced) or 'none; but no format takes these together'}"
-    for line in looked.advice:
-        yield f"    try {line}"
+    for how, line in zip(("in a recipe", "here"), looked.advice, strict=False):
+        yield f"    try {how}: {line}"
     yield "`--columns WANTED=COLUMN` says which column is which, `--format NAME` which format it is; what they take:"
     for name, what in looked.needs.items():
         yield f"    {name}: {what}"

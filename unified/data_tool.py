@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from unified.data import Example
-from unified.data_columns import Column, columns_of, unplaced
+from unified.data_columns import Column, columns_of, renaming, unplaced
 from unified.data_rows import Shown, messages_shown, rendered_shown
 from unified.errors import FormatError, UserError
 from unified.made import files_of
-from unified.manifest import MANIFEST, read_manifest
+from unified.manifest import MANIFEST, chosen_parts, read_manifest
 from unified.named_models import path_problem
 from unified.recipe import paths_as_files
 from unified.registry import call_named, catalogue
@@ -50,11 +53,22 @@ class Lengths:
 
 
 @dataclass
+class Source:
+    """A dataset inside another one: its file or id, its format, what this was recognised by, its columns."""
+
+    dataset: str
+    recognised: str
+    why: str
+    columns: list[Column]
+
+
+@dataclass
 class Looked:
     """What is known of a dataset.
 
     recognised: its format, None where no format or several fit; then `needs` says what these take, and `unplaced`
-    which columns none of them names. why: what it was recognised by. rows: examples; answers: in all.
+    which columns none of them names. sources: the datasets that it is made of. why: what it was recognised by.
+    rows: examples; answers: in all.
     left_out: rows by what would become of them (skipped, too long, changed by the template); places: the first of each.
     unit: of the lengths, "tokens" or "characters"; limit: of prompt with answer, in tokens.
     over: rows over the limit; cut_prompt, cut_answer: of these, how many each policy would keep.
@@ -69,6 +83,7 @@ class Looked:
     why: str = ""
     about: str = ""
     columns: list[Column] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
     unplaced: list[str] = field(default_factory=list)
     needs: dict[str, str] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
@@ -131,11 +146,13 @@ def look(
         examples: Sequence[Example] = call_named(data.part.open, settings=data.settings, **where)
     except FormatError as error:
         looked.columns = [Column(name, [], _kind(value)) for name, value in error.row.items()]
-        looked.unplaced, looked.advice = unplaced(error.row)
+        looked.unplaced = unplaced(error.row)
+        looked.advice = _advice(renaming(error.row), data)
         looked.needs, looked.why = error.needs, str(error).splitlines()[0]
         return looked
     looked.recognised = str(getattr(examples, "format", "")) or data.name
     looked.columns, looked.why, looked.about = columns_of(data, examples)
+    looked.sources = [_source(inner, where) for inner in chosen_parts(data.settings) if inner.part.kind == "dataset"]
     looked.rows, looked.answers = len(examples), sum(len(one.answers) for one in examples)
     looked.left_out = dict(getattr(examples, "counts", {}))
     looked.places = list(getattr(examples, "problems", []))
@@ -146,6 +163,16 @@ def look(
     else:
         _measure_tokens(looked, examples, model, max_length, home, rows)
     return looked
+
+
+def _advice(columns: Mapping[str, str], data: Chosen) -> list[str]:
+    """A line of `columns` for a recipe, and the same for the command line; names are those of the file."""
+    given: Mapping[str, str] = getattr(data.settings, "columns", {})
+    named = {wanted: given.get(name, name) for wanted, name in columns.items()}
+    if not named:
+        return []
+    written = yaml.safe_dump(named, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True).strip()
+    return [f"columns: {written}", " ".join(shlex.quote(f"--columns={w}={name}") for w, name in named.items())]
 
 
 # --- which dataset ---
@@ -198,6 +225,18 @@ def _written(text: str, home: Path, wrong: list[Any]) -> Node:
 def _settings_of(name: Any) -> Mapping[str, Any]:
     part = catalogue().find("dataset", name) if isinstance(name, str) else None
     return part.settings.model_fields if part is not None else {}
+
+
+def _called(data: Chosen) -> str:
+    """A dataset by its file or hub id, else by its name."""
+    return str(getattr(data.settings, "path", None) or getattr(data.settings, "id", None) or data.name)
+
+
+def _source(data: Chosen, where: Mapping[str, Any]) -> Source:
+    """One of the datasets that a mixture is made of; UserError was told when the mixture was opened."""
+    examples: Sequence[Example] = call_named(data.part.open, settings=data.settings, **where)
+    columns, why, _ = columns_of(data, examples)
+    return Source(_called(data), str(getattr(examples, "format", "")) or data.name, why, columns)
 
 
 # --- what is in it ---

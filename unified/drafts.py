@@ -12,6 +12,7 @@ from unified.errors import UserError
 from unified.made import STAGE
 from unified.manifest import Manifest, files_named, fingerprint_of, hashes_under
 from unified.named_models import local_path
+from unified.own_checks import own_files
 from unified.recipe import Recipe
 
 #: full name of a stage that is done -> its manifest and folder
@@ -23,7 +24,7 @@ def draft_of(recipe: Recipe, stage: PlannedStage, made: Made) -> Manifest:
     settings = stage.written()
     references = dict.fromkeys(use.reference for use in stage.uses if use.reference != "input")
     inputs = {reference: input_of(recipe, reference, made) for reference in references}
-    files = files_named(stage.settings, recipe.home)
+    files = files_named(stage.settings, recipe.home) | own_files(stage.settings, recipe.home)
     about = {"kind": stage.part.name, "settings": settings, "seed": recipe.seed}
     content = {reference: value["sha256"] for reference, value in inputs.items()}
     print_ = fingerprint_of(**about, inputs=content, files=files)

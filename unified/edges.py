@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from unified.errors import Problem, UserError, unknown_name
+from unified.errors import Problem, UserError, shown, unknown_name
 from unified.made import STAGE, is_to_come, made_by
 from unified.manifest import chosen_parts
 from unified.named_models import of_the_hub
@@ -42,7 +42,7 @@ def read_allowed(written: Any) -> tuple[frozenset[str], list[Problem]]:
         return frozenset(), []
     if not isinstance(written, list) or not all(isinstance(name, str) for name in written):
         hint = f"write a list: `{KEY}: [{', '.join(ALLOWED)}]`"
-        return frozenset(), [Problem(f"'{KEY}' must be a list of names, not {written!r}", (KEY,), (hint,))]
+        return frozenset(), [Problem(f"'{KEY}' must be a list of names, not {shown(written)}", (KEY,), (hint,))]
     problems = [
         unknown_name("mismatch that could be allowed", name, ALLOWED, at=(KEY, i))
         for i, name in enumerate(written)
@@ -77,6 +77,18 @@ def shape_of(config: Any) -> dict[str, Any]:
     return {name: getattr(text, name, None) for name in _SHAPE}
 
 
+def goes_back_to(reference: str, planned: Mapping[str, PlannedStage | None]) -> str | None:
+    """The "base", folder or hub id that the model behind a reference was made from; None where it leads nowhere."""
+    seen = set()
+    while reference.startswith(STAGE):
+        stage = planned.get(reference.removeprefix(STAGE))
+        if reference in seen or stage is None or stage.own is None:
+            return None
+        seen.add(reference)
+        reference = stage.own.reference
+    return reference
+
+
 class Models:
     """The models behind a recipe's references, as far as they are known without weights; each is looked at once.
 
@@ -92,14 +104,7 @@ class Models:
 
         None for a reference that leads nowhere.
         """
-        seen = set()
-        while reference.startswith(STAGE):
-            stage = self.planned.get(reference.removeprefix(STAGE))
-            if reference in seen or stage is None or stage.own is None:
-                return None
-            seen.add(reference)
-            reference = stage.own.reference
-        return reference
+        return goes_back_to(reference, self.planned)
 
     def tokenizer(self, root: str) -> Any:
         """The tokenizer of a root, with `context`, the tokens that the model can hold; None where it is not known yet.

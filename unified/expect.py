@@ -81,7 +81,7 @@ def read_expectations(recipe: Recipe) -> tuple[list[Expectation], list[Problem]]
         problems += [
             unknown_name("stage", name, list(recipe.stages), at=("expect", i, key))
             for key, name in named.items()
-            if not _called(recipe, name)
+            if not called(recipe, name)
         ]
         if made is not None:
             found.append(made)
@@ -149,7 +149,7 @@ def _measured_on(summary: Mapping[str, Any]) -> float:
     return float(summary.get("eval/prompts") or summary.get("eval/answers") or 0.0)
 
 
-def _called(recipe: Recipe, name: str) -> list[str]:
+def called(recipe: Recipe, name: str) -> list[str]:
     """The stages that a name means: the one of that full name, or those of all rounds, in order."""
     if name in recipe.stages:
         return [name]
@@ -158,5 +158,5 @@ def _called(recipe: Recipe, name: str) -> list[str]:
 
 def _summary(recipe: Recipe, folder: Path, name: str) -> dict[str, Any]:
     """What the stage measured; of rounds, in the last one that was run."""
-    done = [m for full in _called(recipe, name) if (m := read_manifest(stage_folder(folder, full))) is not None]
+    done = [m for full in called(recipe, name) if (m := read_manifest(stage_folder(folder, full))) is not None]
     return done[-1].summary if done else {}

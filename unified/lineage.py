@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from unified.adapters import adapter_at, base_of
 from unified.errors import UserError
 from unified.made import STAGE
 from unified.manifest import MANIFEST, Manifest, fingerprint_of, read_manifest, stage_folder
@@ -88,11 +89,28 @@ def _input(reference: str, said: Mapping[str, Any], run: Path, seen: dict[Path, 
         model = (about.get("resolved") or {}).get("model")
         text = compact(model) if model is not None else "its configuration is not known any more"
         return Ancestor(reference, about=[f"new, random weights: {text}", f"sha256 {_digest(said['sha256'])}"])
-    folder = local_path(str(path), Path(about.get("home") or "."))
+    return _start(str(path), said["sha256"], Path(about.get("home") or "."), seen)
+
+
+def _start(path: str, hashes: Mapping[str, str], home: Path, seen: dict[Path, Ancestor]) -> Ancestor:
+    """A model by its path: that of another run, an adapter with the model that it adapts, or a start."""
+    folder = local_path(path, home)
     if read_manifest(folder.parent) is not None:
-        return _followed(str(path), said, folder.parent, seen)
-    start = Ancestor(str(path), about=[f"sha256 {_digest(said['sha256'])}" if folder.is_dir() else "a hub id, or gone"])
-    start.about.append("where it came from is not written down")
+        return _followed(path, {"sha256": hashes}, folder.parent, seen)
+    start = Ancestor(path, about=[f"sha256 {_digest(hashes)}" if folder.is_dir() else "a hub id, or gone"])
+    try:
+        adapter = adapter_at(folder, fetch=False)
+        base = base_of(adapter, folder, home) if adapter is not None else None
+    except UserError as error:
+        start.about.append(str(error).splitlines()[0])
+        return start
+    if base is None:
+        start.about.append("where it came from is not written down")
+        return start
+    start.about.append("an adapter, folded into the model that it adapts; how it was trained is not written down")
+    below = {name.removeprefix("base/"): value for name, value in hashes.items() if name.startswith("base/")}
+    adapted = str(base.resolve() if isinstance(base, Path) else base)
+    start.inputs.append((adapted, _start(adapted, below, home, seen)))
     return start
 
 

@@ -6,14 +6,16 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-from unified import Chosen, Example, FormatError, PluginError, UserError, call_named, catalogue, did_you_mean
+from unified import Chosen, Example, FormatError, PluginError, UserError, call_named, catalogue, cut_short, did_you_mean
 from unified_plugins.datasets._readers import Bad, Raw
 
 #: bad rows whose places are kept, beside the count of all
 SHOWN = 5
+#: rows from the beginning that a format is recognised by
+LOOKED_AT = 50
 
 
 class Rows(list[Example]):
@@ -70,21 +72,33 @@ class Converter:
         if isinstance(raw.cells, Bad):
             return self._left_out(raw, str(raw.cells), ())
         if self.chosen is None:
-            _check_columns(self.settings.columns, raw.cells, self.where)
-            row = renamed(raw.cells, self.settings.columns)
-            self.chosen = self.settings.format or recognise(row, self.where)
+            self.look_at([raw])
+        assert self.chosen is not None
         if len(self.first_rows) < SHOWN:
             self.first_rows.append(renamed(raw.cells, self.settings.columns))
         try:
             made = self.convert(raw.file, raw.number, raw.cells)
         except ValueError as error:
             hints = (
-                f"the row has: {', '.join(map(str, raw.cells))}",
+                f"the row has: {cut_short(', '.join(map(str, raw.cells)))}",
                 "`columns: {prompt: NAME}` says which column is which",
             )
-            return self._left_out(raw, f"{error}  (format '{self.chosen.name}')", hints)
+            return self._left_out(raw, f"{cut_short(str(error))}  (format '{self.chosen.name}')", hints)
         self.empty += not made
         return made
+
+    def look_at(self, raws: Iterable[Raw]) -> None:
+        """Choose the format, by the first rows that can be read; nothing where none of them can be.
+
+        Raises UserError as `recognise` does, or for a column that the first of them does not have.
+        """
+        rows = [(raw.number, raw.cells) for raw in raws if not isinstance(raw.cells, Bad)]
+        if self.chosen is not None or not rows:
+            return
+        columns, own = self.settings.columns, self.settings.format
+        _check_columns(columns, rows[0][1], self.where)
+        shown = [(number, renamed(cells, columns)) for number, cells in rows]
+        self.chosen = own if own is not None else recognise(shown, self.where)
 
     @cached_property
     def _call(self) -> Callable[[Mapping[str, Any]], Any]:
@@ -144,8 +158,10 @@ def examples_of(settings: Any, raws: Iterable[Raw], where: str) -> Rows:
     Raises UserError: no rows, an unknown column in `columns`, no format or more than one that fits, a row that does
     not fit.
     """
-    converter = Converter(settings, where)
-    examples = [example for raw in islice(raws, settings.limit) for example in converter(raw)]
+    converter, some = Converter(settings, where), islice(raws, settings.limit)
+    first = list(islice(some, LOOKED_AT))
+    converter.look_at(first)
+    examples = [example for raw in chain(first, some) for example in converter(raw)]
     converter.finish(len(examples))
     name = converter.chosen.name if converter.chosen else ""
     return Rows(examples, converter.counts(), converter.problems, name, converter.first_rows)
@@ -162,21 +178,32 @@ def _check_columns(columns: Mapping[str, str], row: Mapping[str, Any], where: st
         if name not in row:
             near = did_you_mean(name, list(row))
             hints = [f"did you mean '{near}'?"] if near else []
-            raise UserError(f"{where}: no column '{name}' (for '{wanted}')", *hints, f"the file has: {', '.join(row)}")
+            raise UserError(
+                f"{where}: no column '{name}' (for '{wanted}')", *hints, f"the file has: {cut_short(', '.join(row))}"
+            )
 
 
-def recognise(row: Mapping[str, Any], where: str) -> Chosen:
-    """The one format that fits the columns of a row and, where these do not decide, what stands in them.
+def recognise(rows: Sequence[tuple[int, Mapping[str, Any]]], where: str) -> Chosen:
+    """The one format that fits the columns of all these rows and, where they do not decide, what stands in them.
 
-    Raises FormatError: none fits, or more than one; with what the columns are and what the formats want.
+    rows: (line or number, row), the first of a file; up to half of them may fit no format, and then do not count.
+    Raises FormatError: none fits, or more than one, with what the columns are and what the formats want; or the rows
+        are of several formats, with the first of each.
     """
     known = catalogue()
-    names = frozenset(row)
     parts = [known.get("format", name) for name in known.names("format")]
-    fits = [part for part in parts if part.recognises and _fits(part.recognises, names, row)]
+    found = [(number, row, _fitting(parts, row)) for number, row in rows]
+    told = [(number, row, fits) for number, row, fits in found if fits]
+    if 2 * len(told) < len(found):
+        told = [one for one in found if not one[2]][:1]
+    fits = [part for part in told[0][2] if all(part in others for _, _, others in told)]
     if len(fits) == 1:
         return Chosen(fits[0], fits[0].settings())
-    has = f"the file has: {', '.join(sorted(names))}"
+    _, row, alone = told[0]
+    names = frozenset(row)
+    if alone and not fits:
+        raise _mixed(told, where)
+    has = f"the file has: {cut_short(', '.join(sorted(names)))}"
     needs = {part.name: part.doc().split(chr(10))[0] for part in fits or parts}
     if fits:
         both = " and ".join(f"'{part.name}'" for part in fits)
@@ -190,5 +217,21 @@ def recognise(row: Mapping[str, Any], where: str) -> Chosen:
     )  # fmt: skip
 
 
-def _fits(recognises: Callable[..., bool], names: frozenset[str], row: Mapping[str, Any]) -> bool:
-    return bool(call_named(recognises, columns=names, row=row))
+def _mixed(told: Sequence[tuple[int, Mapping[str, Any], list[Any]]], where: str) -> FormatError:
+    """Rows that no one format fits, by the formats of each, with the first line of each."""
+    first: dict[str, tuple[int, list[str]]] = {}
+    for number, row, fits in told:
+        first.setdefault(" or ".join(f"'{part.name}'" for part in fits), (number, sorted(row)))
+    lines = [f"{names} from row {number}: {', '.join(has)}" for names, (number, has) in first.items()]
+    needs = {part.name: part.doc().split(chr(10))[0] for _, _, fits in told for part in fits}
+    return FormatError(
+        f"{where}: its rows are of several formats", *lines,
+        "put each kind into a file of its own (`name: mixture` mixes them), or choose one with `format:`",
+        row=told[0][1], needs=needs,
+    )  # fmt: skip
+
+
+def _fitting(parts: Sequence[Any], row: Mapping[str, Any]) -> list[Any]:
+    """The formats that recognise a row."""
+    names = frozenset(row)
+    return [part for part in parts if part.recognises and call_named(part.recognises, columns=names, row=row)]

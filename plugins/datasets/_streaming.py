@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, overload
 
 from unified import Example, UserError
-from unified_plugins.datasets._examples import Converter
+from unified_plugins.datasets._examples import LOOKED_AT, Converter
 from unified_plugins.datasets._readers import Bad, Raw, cells_of, ending_of, opened, read, rows_of
 
 #: row groups of parquet files that are kept unpacked
@@ -46,6 +46,7 @@ class Streamed(Sequence[Example]):
         self._shelf, self._key, self._number, self._part = array("H"), array("Q"), array("Q"), array("H")
         self._file: dict[int, str] = {}
         limit = converter.settings.limit
+        converter.look_at(raw for _, _, raw in islice(_scanned(shelves), min(limit or LOOKED_AT, LOOKED_AT)))
         for place, key, raw in islice(_scanned(shelves), limit):
             self._file.setdefault(place, raw.file)
             for part, _ in enumerate(converter(raw)):

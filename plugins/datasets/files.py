@@ -1,9 +1,9 @@
 """Rows of files: jsonl, json, csv, tsv, parquet, arrow or txt, each also gzipped; a folder or a pattern of them.
 
-A format says how a row becomes a prompt and its answers; it is recognised from the columns of the first row (and where
-these do not decide, from what stands in them) where exactly one format fits. The held-out rows are drawn once for all
-stages, with a seed of their own, so that no stage trains on what another one is measured on. Each row keeps all its
-columns, and `file` and `row` (its line).
+A format says how a row becomes a prompt and its answers; it is recognised from the columns of the first rows (and
+where these do not decide, from what stands in them) where exactly one format fits them all. The held-out rows are drawn
+once for all stages, with a seed of their own, so that no stage trains on what another one is measured on. Each row
+keeps all its columns, and `file` and `row` (its line).
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def _message(turn: Any, column: str) -> dict[str, Any]:
     calls = turn.get("tool_calls")
     if role == "function_call":
         calls, content = _loaded(content, column), None
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise ValueError(what)
     if isinstance(content, list):
         content = _joined(content, column)
@@ -108,7 +108,7 @@ def _message(turn: Any, column: str) -> dict[str, Any]:
         raise ValueError(what)
     named = {"role", "from", "content", "value", "tool_calls"}
     others = {key: value for key, value in turn.items() if key not in named and value is not None}
-    out = {"role": _ROLES[str(role)], "content": content, **others}
+    out = {"role": _ROLES[role], "content": content, **others}
     return {**out, "tool_calls": _calls(calls, column)} if calls else out
 
 
@@ -140,7 +140,7 @@ def _loaded(value: Any, column: str) -> Any:
     """JSON text as what it stands for."""
     try:
         return json.loads(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"column '{column}': a tool call must be JSON, got {value!r}") from error
 
 
@@ -154,7 +154,7 @@ def tools(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError("column 'tools' must be a list of JSON schemas, or its JSON text") from error
     if not value:
         return None

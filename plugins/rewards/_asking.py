@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
@@ -41,9 +42,17 @@ class AskSettings(Settings):
         return self
 
 
+@dataclass(frozen=True)
+class Said:
+    """The opinions on one question; why: what it was that some of them, or all, were not given."""
+
+    opinions: list[str]
+    why: str = ""
+
+
 def ask(
     settings: AskSettings, questions: Sequence[str], models: Mapping[str, Judge], draws: Sequence[int]
-) -> list[list[str]]:
+) -> list[Said]:
     """`votes` opinions on each question; fewer, or none, where the question is too long or the endpoint failed.
 
     draws: that of the group which each question is about.
@@ -57,10 +66,12 @@ def ask(
     prompts: list[Any] = [[{"role": "user", "content": q}] if chat else q for q in questions]
     sampling = Sampling(settings.temperature, max_tokens=settings.max_tokens)
     votes = settings.votes if settings.temperature else 1
-    return [[answer.text for answer in answers] for answers in judge.answer(prompts, sampling, votes, draws)]
+    long = f"the question and an opinion of {settings.max_tokens} tokens are more than the judge can hold"
+    given = judge.answer(prompts, sampling, votes, draws)
+    return [Said([answer.text for answer in answers], "" if answers else long) for answers in given]
 
 
-def _from_endpoint(endpoint: EndpointSettings, settings: AskSettings, questions: Sequence[str]) -> list[list[str]]:
+def _from_endpoint(endpoint: EndpointSettings, settings: AskSettings, questions: Sequence[str]) -> list[Said]:
     def opinion(question: str) -> str:
         payload = {
             "model": endpoint.model,
@@ -77,7 +88,16 @@ def _from_endpoint(endpoint: EndpointSettings, settings: AskSettings, questions:
     each = [question for question in questions for _ in range(settings.votes)]
     replies = iter(side_by_side(endpoint, opinion, each))
     given = [[next(replies) for _ in range(settings.votes)] for _ in questions]
-    return [[text for text in texts if not isinstance(text, Failed)] for texts in given]
+    failed = [next((f"the server at {endpoint.url}: {t}" for t in each if isinstance(t, Failed)), "") for each in given]
+    texts = [[text for text in each if not isinstance(text, Failed)] for each in given]
+    return [Said(opinions, why) for opinions, why in zip(texts, failed, strict=True)]
+
+
+def unread(said: Said, what: str) -> str:
+    """Why an answer is missing: no opinion, or none in which `what` stands."""
+    if not said.opinions:
+        return said.why or "the question got no opinion"
+    return f"no {what} in {said.opinions[0][-80:]!r}"
 
 
 def models(settings: AskSettings) -> dict[str, str]:

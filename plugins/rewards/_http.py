@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,11 +13,12 @@ from urllib.parse import urlsplit
 
 from pydantic import field_validator
 
-from unified import Field, Settings, UserError
+from unified import Field, Settings, UserError, masked
 
 T = TypeVar("T")
 #: answers of a server that may be other a moment later
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_LARGEST_REPLY = 64_000_000  # bytes
 
 
 class ServerSettings(Settings):
@@ -27,6 +30,9 @@ class ServerSettings(Settings):
     retries: int = Field(4, ge=0, description="times to ask again where the server is busy, away or late")
     backoff: float = Field(1.0, ge=0, description="seconds before the first of them; doubled for each that follows")
     at_once: int = Field(16, ge=1, description="requests under way at the same time")
+    environment_proxies: bool = Field(
+        False, description="go through the proxies, and use the certificates, that environment variables name"
+    )
 
     @field_validator("url")
     @classmethod
@@ -38,32 +44,57 @@ class ServerSettings(Settings):
             raise ValueError("a key has no place in a url: name its environment variable in `api_key_env`")
         return url.rstrip("/")
 
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError("api_key_env is the name of an environment variable, not the key itself")
+        return name
+
 
 class Failed(Exception):  # noqa: N818 - the server failed, not this program
     """A request that was not answered, with the reason."""
 
 
 def post(settings: ServerSettings, path: str, payload: Any) -> Any:
-    """The JSON that the server replies. Failed where, after all retries, it gave none; redirects are not followed."""
+    """The JSON that the server replies. Failed where, after all retries, it gave none.
+
+    Nothing goes anywhere but to the server of the settings: redirects are not followed, and without
+    `environment_proxies` neither proxies nor a netrc file are looked at.
+    """
     import httpx2 as httpx
 
     headers = _headers(settings)
     reason = ""
-    for attempt in range(settings.retries + 1):
-        if attempt:
-            time.sleep(settings.backoff * 2 ** (attempt - 1))
-        try:
-            reply = httpx.post(settings.url + path, json=payload, headers=headers, timeout=settings.timeout)
-            if reply.status_code == 200:
-                return reply.json()
-            reason = f"it replied {reply.status_code}: {reply.text[:200]}"
-            if reply.status_code not in _BUSY:
-                break
-        except httpx.HTTPError as error:
-            reason = f"{type(error).__name__}: {error}"
-        except ValueError:
-            raise Failed("it replied something that is no JSON") from None
-    raise Failed(reason)
+    with httpx.Client(headers=headers, timeout=settings.timeout, trust_env=settings.environment_proxies) as client:
+        for attempt in range(settings.retries + 1):
+            if attempt:
+                time.sleep(settings.backoff * 2 ** (attempt - 1))
+            try:
+                status, text = _replied(client, settings, path, payload)
+                if status == 200:
+                    return json.loads(text)
+                reason = f"it replied {status}: {text[:200].decode(errors='replace')}"
+                if status not in _BUSY:
+                    break
+            except (httpx.HTTPError, TimeoutError) as error:
+                reason = f"{type(error).__name__}: {error}"
+            except (ValueError, RecursionError):
+                raise Failed("it replied something that is no JSON") from None
+    raise Failed(masked(reason))
+
+
+def _replied(client: Any, settings: ServerSettings, path: str, payload: Any) -> tuple[int, bytes]:
+    """(status, body). TimeoutError for a reply that drips in for longer than `timeout`; Failed for one too large."""
+    end, body = time.monotonic() + settings.timeout, bytearray()
+    with client.stream("POST", settings.url + path, json=payload, follow_redirects=False) as reply:
+        for part in reply.iter_bytes():
+            body += part
+            if len(body) > _LARGEST_REPLY:
+                raise Failed(f"it replied more than {_LARGEST_REPLY:,} bytes")
+            if time.monotonic() > end:
+                raise TimeoutError(f"no whole reply in {settings.timeout:g} s")
+        return int(reply.status_code), bytes(body)
 
 
 def side_by_side(settings: ServerSettings, work: Callable[[T], Any], items: Sequence[T]) -> list[Any]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import model_validator
 
-from unified import Chosen, Field, PromptGroup, Reward, Settings, UserError, choice, hookimpl
+from unified import Chosen, Field, Problem, PromptGroup, Reward, Settings, UserError, choice, hookimpl
+from unified_plugins.rewards._columns import lacking
 from unified_plugins.rewards._inner import Judged, inner_judges_of, inner_models
 
 
@@ -51,6 +52,11 @@ class ByColumnSettings(Settings):
     def each(self) -> list[Chosen]:
         """All rewards; the last one is that for all other values, where there is one."""
         return [*(one.reward for one in self.rewards), *([self.otherwise] if self.otherwise is not None else [])]
+
+
+def check(settings: ByColumnSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """A column that no row has, where nothing judges such rows."""
+    return lacking(settings.column, columns) if settings.otherwise is None else []
 
 
 def judge(
@@ -105,4 +111,4 @@ def models(settings: ByColumnSettings) -> dict[str, str]:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer it as `reward: {name: by_column, column: source, rewards: {VALUE: REWARD, ...}}`."""
-    return [Reward("by_column", ByColumnSettings, judge=judge, models=models)]
+    return [Reward("by_column", ByColumnSettings, judge=judge, models=models, check=check)]

@@ -9,7 +9,8 @@ appendix B, and of models that were asked for reasons first.
 import re
 from typing import Any
 
-from unified import Field, PromptGroup, Reward, Settings, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, Settings, hookimpl
+from unified_plugins.rewards._columns import lacking, nothing_in
 from unified_plugins.rewards.exact_match import right_answers
 
 #: a small letter counts only where it is no word: before a bracket, a mark, or the end of the line
@@ -46,12 +47,19 @@ class ChoiceSettings(Settings):
                 raise ValueError(f"'{pattern}' in patterns needs a group, as in 'Answer: (.)'")
 
 
+def check(settings: ChoiceSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """A column that no row has."""
+    return lacking(settings.column, columns)
+
+
 def judge(groups: list[PromptGroup], settings: ChoiceSettings) -> list[list[float | None]]:
     """right or wrong for every answer; missing where the row names none of the letters."""
     out: list[list[float | None]] = []
     for group in groups:
         given = right_answers(group.columns.get(settings.column))
         wanted = {letter for one in given if (letter := _named(one, settings.letters.upper())) is not None}
+        if not wanted:
+            nothing_in(group, settings.column, f"letter of {settings.letters}")
         out.append([_worth(a.text, wanted, settings) if wanted else None for a in group.answers])
     return out
 
@@ -85,4 +93,4 @@ def _of(text: str, letters: str) -> str | None:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer the verifier as `reward: choice`."""
-    return [Reward("choice", ChoiceSettings, judge=judge)]
+    return [Reward("choice", ChoiceSettings, judge=judge, check=check)]

@@ -14,10 +14,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from unified import Field, PromptGroup, Reward, Settings, UserError, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, Settings, UserError, hookimpl
+from unified_plugins.rewards._columns import listed
 from unified_plugins.rewards._guarded import guarded
 from unified_plugins.rewards._sandbox import Limits, Program, Refused, run_all
 
+_TESTS = "they stand in a column `test_list`, or in `test` beside `entry_point`"
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*$\n?", re.MULTILINE)
 
 
@@ -41,12 +43,22 @@ class CodeSettings(Settings):
     )
 
 
+def check(settings: CodeSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """Rows none of which has tests."""
+    if columns is None or "test_list" in columns or {"test", "entry_point"} <= columns:
+        return []
+    return [Problem("no row of the data has tests for reward 'code'", (), (_TESTS, listed(columns)))]
+
+
 def judge(groups: list[PromptGroup], settings: CodeSettings) -> list[list[float | None]]:
     """1 or 0, or the share of passed tests, for every answer; None where there is nothing to judge by.
 
     Raises UserError where this system cannot hold programs, or a row's tests are no Python.
     """
     programs = [[_program(a.text, g.columns, settings.combine == "all") for a in g.answers] for g in groups]
+    for group, row in zip(groups, programs, strict=True):
+        if row and row[0] is None:
+            group.reasons.append(f"the row has no tests: {_TESTS}")
     flat = [program for row in programs for program in row if program is not None]
     if not flat:
         return [[None] * len(row) for row in programs]
@@ -57,6 +69,8 @@ def judge(groups: list[PromptGroup], settings: CodeSettings) -> list[list[float 
         raise UserError(*error.args) from error
     verdicts = [[None if program is None else next(found) for program in row] for row in programs]
     worth = (lambda passed: float(all(passed))) if settings.combine == "all" else (lambda p: sum(p) / len(p))
+    for group, of_group in zip(groups, verdicts, strict=True):
+        group.reasons += [f"the sandbox failed: {v.error or v.why}" for v in of_group if v is not None and not v.known]
     return [[worth(v.passed) if v is not None and v.known else None for v in row] for row in verdicts]
 
 
@@ -91,4 +105,4 @@ def _program(answer: str, columns: Mapping[str, Any], stop_at_first: bool) -> Pr
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer the verifier as `reward: code`."""
-    return [Reward("code", CodeSettings, judge=judge)]
+    return [Reward("code", CodeSettings, judge=judge, check=check)]

@@ -8,7 +8,8 @@ import re
 import string
 from typing import Any, Literal
 
-from unified import Field, PromptGroup, Reward, Settings, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, Settings, hookimpl
+from unified_plugins.rewards._columns import lacking, nothing_in
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -24,11 +25,18 @@ class ExactMatchSettings(Settings):
     normalise: Literal["none", "squad"] = Field("none", description="squad: as the evaluation of SQuAD, see above")
 
 
+def check(settings: ExactMatchSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """A column that no row has."""
+    return lacking(settings.column, columns)
+
+
 def judge(groups: list[PromptGroup], settings: ExactMatchSettings) -> list[list[float | None]]:
     """1 or 0 for every answer; missing where the row has no right answer."""
     out: list[list[float | None]] = []
     for group in groups:
         right = {normal(str(one), settings) for one in right_answers(group.columns.get(settings.column))}
+        if not right:
+            nothing_in(group, settings.column)
         out.append([float(normal(a.text, settings) in right) if right else None for a in group.answers])
     return out
 
@@ -54,4 +62,4 @@ def normal(text: str, settings: ExactMatchSettings) -> str:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer the rule as `reward: exact_match`."""
-    return [Reward("exact_match", ExactMatchSettings, judge=judge)]
+    return [Reward("exact_match", ExactMatchSettings, judge=judge, check=check)]

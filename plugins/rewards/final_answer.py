@@ -10,7 +10,8 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from unified import Field, PromptGroup, Reward, Settings, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, Settings, hookimpl
+from unified_plugins.rewards._columns import lacking, nothing_in
 
 #: \boxed{...} with braces up to three deep, or what follows #### on its line
 _MARKED = r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}|####[ \t]*([^\n]+)"
@@ -46,6 +47,11 @@ class FinalAnswerSettings(Settings):
             raise ValueError("pattern needs a group, as in '#### (.+)'")
 
 
+def check(settings: FinalAnswerSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """A column that no row has."""
+    return lacking(settings.column, columns)
+
+
 def judge(groups: list[PromptGroup], settings: FinalAnswerSettings) -> list[list[float | None]]:
     """right, wrong_number or wrong for every answer; missing where the row has no right answer."""
     pattern = re.compile(settings.pattern)
@@ -54,6 +60,8 @@ def judge(groups: list[PromptGroup], settings: FinalAnswerSettings) -> list[list
         given = group.columns.get(settings.column)
         right = given if isinstance(given, list) else [] if given is None else [given]
         wanted = [_last(pattern, str(one)) or str(one) for one in right]
+        if not wanted:
+            nothing_in(group, settings.column)
         out.append([_worth(pattern, a.text, wanted, settings) if wanted else None for a in group.answers])
     return out
 
@@ -113,4 +121,4 @@ def _over(text: str) -> Fraction | None:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer the verifier as `reward: final_answer`."""
-    return [Reward("final_answer", FinalAnswerSettings, judge=judge)]
+    return [Reward("final_answer", FinalAnswerSettings, judge=judge, check=check)]

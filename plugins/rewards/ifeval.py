@@ -7,7 +7,8 @@ Source: Zhou et al. 2023, arXiv:2311.07911, section 3 (accuracies), table 1 and 
 
 from typing import Literal
 
-from unified import Field, PromptGroup, Reward, Settings, UserError, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, Settings, UserError, hookimpl
+from unified_plugins.rewards._columns import lacking
 from unified_plugins.rewards._ifeval_rows import Instruction, Unreadable, instructions_of
 
 
@@ -40,6 +41,12 @@ def readings(text: str, *, strictness: str) -> list[str]:
     return list(dict.fromkeys([*shorter, *(one.replace("*", "") for one in shorter)]))
 
 
+def check(settings: IFEvalSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """Columns that no row has."""
+    named = {"instructions": settings.instructions, "arguments": settings.arguments}
+    return [problem for key, name in named.items() for problem in lacking(name, columns, key=key)]
+
+
 def judge(groups: list[PromptGroup], settings: IFEvalSettings) -> list[list[float | None]]:
     """1 or 0, or the share, for every answer; missing where the row has an empty list of instructions.
 
@@ -59,6 +66,8 @@ def judge(groups: list[PromptGroup], settings: IFEvalSettings) -> list[list[floa
             answer.columns |= {one.name: 0.0 for one, result in zip(asked, obeyed, strict=True) if not result}
             whole = float(all(obeyed)) if settings.combine == "all" else sum(obeyed) / max(1, len(obeyed))
             row.append(whole if asked else None)
+        if not asked:
+            group.reasons.append(f"column '{settings.instructions}' of the row lists no instruction")
         out.append(row)
     return out
 
@@ -85,4 +94,4 @@ def _asked(group: PromptGroup, settings: IFEvalSettings) -> list[Instruction]:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer the verifier as `reward: ifeval`."""
-    return [Reward("ifeval", IFEvalSettings, judge=judge)]
+    return [Reward("ifeval", IFEvalSettings, judge=judge, check=check)]

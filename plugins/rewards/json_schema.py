@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from unified import Field, PromptGroup, Reward, Settings, UserError, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, Settings, UserError, hookimpl
+from unified_plugins.rewards._columns import lacking, nothing_in
 from unified_plugins.rewards._extras import needs
 
 _BLOCK = re.compile(r"```[ \t]*[\w+-]*[ \t]*\n(.*?)```", re.DOTALL)
@@ -35,6 +36,11 @@ class JsonSchemaSettings(Settings):
             raise ValueError(f"fits is no JSON schema: {problem}")
 
 
+def check(settings: JsonSchemaSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """A column that no row has."""
+    return lacking(settings.column, columns) if settings.column is not None else []
+
+
 def judge(groups: list[PromptGroup], settings: JsonSchemaSettings) -> list[list[float | None]]:
     """right, parsed or wrong for every answer; missing where the column of the row holds no schema.
 
@@ -48,6 +54,7 @@ def _of_group(group: PromptGroup, settings: JsonSchemaSettings) -> list[float | 
     if settings.column is not None:
         schema = _of_row(group.columns.get(settings.column))
     if schema is None or isinstance(schema, _Unreadable):
+        nothing_in(group, str(settings.column), "JSON schema")
         return [None] * len(group.answers)
     return [_worth(answer.text, schema, settings) for answer in group.answers]
 
@@ -111,4 +118,4 @@ def _problem_of(schema: Any) -> str:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer the verifier as `reward: {name: json_schema, fits: {...}}`."""
-    return [Reward("json_schema", JsonSchemaSettings, judge=judge)]
+    return [Reward("json_schema", JsonSchemaSettings, judge=judge, check=check)]

@@ -11,7 +11,8 @@ language; how a word's language is told is not published there).
 import re
 from typing import Any, Literal
 
-from unified import Field, PromptGroup, Reward, Settings, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, Settings, hookimpl
+from unified_plugins.rewards._columns import lacking
 from unified_plugins.rewards._language import checked_language, language_of
 from unified_plugins.rewards._scripts import LATIN, SCRIPTS, scripts_of, words_by_script
 
@@ -41,6 +42,11 @@ class LanguageSettings(Settings):
                 raise ValueError(f"language is a code of two small letters, as `en` or `zh`, not '{self.language}'")
             if self.by == "sentence":
                 checked_language(self.language)
+
+
+def check(settings: LanguageSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """A column that no row has."""
+    return lacking(settings.column, columns) if settings.column is not None else []
 
 
 def judge(groups: list[PromptGroup], settings: LanguageSettings) -> list[list[float | None]]:
@@ -100,4 +106,4 @@ def _prose(text: str) -> str:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer it as `reward: language`."""
-    return [Reward("language", LanguageSettings, judge=judge)]
+    return [Reward("language", LanguageSettings, judge=judge, check=check)]

@@ -10,7 +10,8 @@ Source: the library's own account of its reading, https://github.com/huggingface
 
 from typing import Any, Literal
 
-from unified import Field, PromptGroup, Reward, Settings, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, Settings, hookimpl
+from unified_plugins.rewards._columns import lacking, nothing_in
 from unified_plugins.rewards._extras import needs
 from unified_plugins.rewards._math_pool import POOL
 from unified_plugins.rewards.exact_match import right_answers
@@ -32,6 +33,11 @@ class MathSettings(Settings):
         needs("math_verify", extra="math")
 
 
+def check(settings: MathSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """A column that no row has."""
+    return lacking(settings.column, columns)
+
+
 def judge(groups: list[PromptGroup], settings: MathSettings) -> list[list[float | None]]:
     """right or wrong for every answer; missing where the row has no right answer that can be read, or it failed."""
     jobs = []
@@ -44,10 +50,16 @@ def judge(groups: list[PromptGroup], settings: MathSettings) -> list[list[float 
     worth = {"right": settings.right, "wrong": settings.wrong}
     if settings.late == "wrong":
         worth["late"] = settings.wrong
-    return [[worth.get(next(verdicts)) for _ in group.answers] for group in groups]
+    given = [[next(verdicts) for _ in group.answers] for group in groups]
+    for group, said_of in zip(groups, given, strict=True):
+        if "no gold" in said_of:
+            nothing_in(group, settings.column, "right answer that can be read")
+        others = (one for one in said_of if one not in worth and one != "no gold")
+        group.reasons += [f"the comparison took more than {settings.seconds:g} s" if v == "late" else v for v in others]
+    return [[worth.get(verdict) for verdict in said_of] for said_of in given]
 
 
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer the verifier as `reward: math`."""
-    return [Reward("math", MathSettings, judge=judge)]
+    return [Reward("math", MathSettings, judge=judge, check=check)]

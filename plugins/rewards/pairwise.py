@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import model_validator
 
 from unified import Field, PromptGroup, Reward, hookimpl
-from unified_plugins.rewards._asking import AskSettings, ask, filled, last_match, models, regular
+from unified_plugins.rewards._asking import AskSettings, Said, ask, filled, last_match, models, regular, unread
 
 if TYPE_CHECKING:
     from unified import Judge
@@ -66,20 +66,25 @@ def judge(
         for i, k in ((a, b), (b, a))
     ]
     questions = [filled(settings.template, g, first=g.answers[i].text, second=g.answers[k].text) for g, i, k in shown]
-    verdicts = iter(ask(settings, questions, models, [group.draw for group, _, _ in shown]))
-    return [_shares(group, verdicts, settings) for group in groups]
+    said = iter(ask(settings, questions, models, [group.draw for group, _, _ in shown]))
+    return [_shares(group, said, settings) for group in groups]
 
 
-def _shares(group: PromptGroup, verdicts: Iterator[list[str]], settings: PairwiseSettings) -> list[float | None]:
+def _shares(group: PromptGroup, said: Iterator[Said], settings: PairwiseSettings) -> list[float | None]:
+    if len(group.answers) == 1:
+        group.reasons.append("the only answer of a prompt has nothing to be compared with")
     won: list[list[float]] = [[] for _ in group.answers]
     for a, b in combinations(range(len(group.answers)), 2):
-        for_a = [v for text in next(verdicts) if (v := _lead(text, settings)) is not None]
-        for_b = [v for text in next(verdicts) if (v := _lead(text, settings)) is not None]
+        both = next(said), next(said)
+        for_a, for_b = ([v for text in one.opinions if (v := _lead(text, settings)) is not None] for one in both)
         if for_a and for_b:  # an order that could not be read would leave its place's advantage in
             lead = fmean(for_a) - fmean(for_b)
             share = 1.0 if lead > 0 else 0.0 if lead < 0 else 0.5
             won[a].append(share)
             won[b].append(1.0 - share)
+        else:
+            unclear = both[1] if for_a else both[0]
+            group.reasons.append(unread(unclear, f"verdict ({settings.pattern})"))
     return [fmean(each) if each else None for each in won]
 
 

@@ -19,23 +19,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from unified import Answer, Field, PromptGroup, Reward, Settings, UserError, hookimpl
+from unified import Answer, Field, Problem, PromptGroup, Reward, Settings, UserError, hookimpl
+from unified_plugins.rewards._user_code import look_up, module_files, parameters_of
 from unified_plugins.rewards._user_function import could_name, file_and_name, find_function
 
 ONE = ("prompt", "answer", "columns", "ids", "finish")
 #: what makes a function one for all answers at once
 ALL = ("completions", "prompts", "completion_ids")
+#: what is there for functions that were written for TRL, and says nothing
+_OF_TRL = ("trainer_state", "log_extra", "log_metric")
 #: columns that the arguments of the same meaning stand for
-_TAKEN = {
-    "prompt",
-    "prompts",
-    "completion",
-    "completions",
-    "completion_ids",
-    "trainer_state",
-    "log_extra",
-    "log_metric",
-}
+_TAKEN = {"prompt", "prompts", "completion", "completions", "completion_ids", *_OF_TRL}
+
+_NOBODY_CALLS = "{} names none of the arguments that say how it is to be called"
+_HOW = f"name `answer` to judge one answer ({', '.join(ONE)}), or `completions` to judge all at once"
 
 Judged = list[list[float | list[float] | None]]
 
@@ -63,6 +60,41 @@ class PythonSettings(Settings):
             raise ValueError("function is written package.module:function, or FILE.py:function")
 
 
+def check(settings: PythonSettings, home: Path, columns: frozenset[str] | None) -> list[Problem]:
+    """A function that is not there, or needs what nobody gives it, as far as its text shows; it is not run."""
+    file, name = file_and_name(settings.function)
+    seen = look_up(settings.file or file, name, home, what="function", key="function")
+    named = parameters_of(seen.node)
+    if seen.problems or named is None:
+        return seen.problems
+    every, needed, takes_all = named
+    if not any(one in every for one in (*ONE, *ALL)):
+        return [Problem(_NOBODY_CALLS.format(settings.function), ("function",), (_HOW,))]
+    at_once = any(one in every for one in ALL)
+    if at_once and columns is None:
+        return []
+    offered = (columns or frozenset()) - _TAKEN | {*ALL, *_OF_TRL} if at_once else {*ONE}
+    given = offered | settings.arguments.keys()
+    lacking = [one for one in needed if one not in given]
+    unknown = [one for one in settings.arguments if one not in every and not takes_all]
+    if not (lacking or unknown):
+        return []
+    what = f"does not take the argument '{unknown[0]}'" if unknown else f"needs the argument '{lacking[0]}'"
+    if unknown:
+        hints = [f"it takes: {', '.join(every)}"]
+    else:
+        hints = ["what else it needs stands in `arguments`" + (" or in a column" if at_once else "")]
+    if not unknown and at_once:
+        hints.append(f"the data have: {', '.join(sorted(columns or ()))}")
+    return [Problem(f"{settings.function} {what}", ("arguments",) if unknown else ("function",), tuple(hints))]
+
+
+def files(settings: PythonSettings, home: Path) -> dict[str, Path]:
+    """The file of the module with the function: what is written there decides what the reward is."""
+    file, name = file_and_name(settings.function)
+    return module_files(settings.file or file, name, home)
+
+
 def judge(groups: list[PromptGroup], settings: PythonSettings, folder: Path | None = None) -> Judged:
     """What the function gives for every answer.
 
@@ -76,10 +108,7 @@ def judge(groups: list[PromptGroup], settings: PythonSettings, folder: Path | No
         return _all_at_once(function, groups, settings)
     if any(name in parameters for name in ONE):
         return _one_by_one(function, groups, settings)
-    raise UserError(
-        f"reward 'python': {settings.function} names none of the arguments that say how it is to be called",
-        f"name `answer` to judge one answer ({', '.join(ONE)}), or `completions` to judge all at once",
-    )
+    raise UserError(f"reward 'python': {_NOBODY_CALLS.format(settings.function)}", _HOW)
 
 
 def _one_by_one(function: Callable[..., Any], groups: list[PromptGroup], settings: PythonSettings) -> Judged:
@@ -217,4 +246,4 @@ def _nothing(*_: Any, **__: Any) -> None:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer it as `reward: {name: python, function: rewards.py:right}`."""
-    return [Reward("python", PythonSettings, judge=judge)]
+    return [Reward("python", PythonSettings, judge=judge, check=check, files=files)]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydantic import model_validator
 
 from unified import Field, PromptGroup, Reward, hookimpl
-from unified_plugins.rewards._asking import AskSettings, ask, filled, last_match, models, regular
+from unified_plugins.rewards._asking import AskSettings, Said, ask, filled, last_match, models, regular, unread
 
 if TYPE_CHECKING:
     from unified import Judge
@@ -62,16 +62,15 @@ def judge(groups: list[PromptGroup], settings: RubricSettings, models: Mapping[s
     """Mean points of every answer, from 0 to 1."""
     questions = [filled(settings.template, group, answer=answer.text) for group in groups for answer in group.answers]
     draws = [group.draw for group in groups for _ in group.answers]
-    opinions = iter(ask(settings, questions, models, draws))
-    return [[_mean(next(opinions), settings, group) for _ in group.answers] for group in groups]
+    said = iter(ask(settings, questions, models, draws))
+    return [[_mean(next(said), settings, group) for _ in group.answers] for group in groups]
 
 
-def _mean(opinions: list[str], settings: RubricSettings, group: PromptGroup) -> float | None:
-    read = [points for text in opinions if (points := _points(text, settings)) is not None]
+def _mean(said: Said, settings: RubricSettings, group: PromptGroup) -> float | None:
+    read = [points for text in said.opinions if (points := _points(text, settings)) is not None]
     if read:
         return fmean(read)
-    said = f"no points ({settings.pattern}) in {opinions[0][-80:]!r}" if opinions else "the question got no opinion"
-    group.reasons.append(said)
+    group.reasons.append(unread(said, f"points from {settings.low:g} to {settings.high:g} ({settings.pattern})"))
     return None
 
 

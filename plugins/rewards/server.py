@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from unified import Field, PromptGroup, Reward, hookimpl
+from unified import Field, Problem, PromptGroup, Reward, hookimpl
+from unified_plugins.rewards._columns import lacking
 from unified_plugins.rewards._http import Failed, ServerSettings, post, side_by_side
 
 
@@ -21,6 +22,11 @@ class RewardServerSettings(ServerSettings):
 
     batch: int = Field(64, ge=1, description="answers in one request, at most")
     columns: list[str] = Field([], description="columns of the row that are sent along")
+
+
+def check(settings: RewardServerSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """Columns that no row has."""
+    return [problem for name in settings.columns for problem in lacking(name, columns, key="columns")]
 
 
 def judge(groups: Sequence[PromptGroup], settings: RewardServerSettings) -> list[list[float | None]]:
@@ -62,4 +68,4 @@ def _plain(value: Any) -> Any:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer it as `reward: {name: server, url: http://localhost:8000/rewards}`."""
-    return [Reward("server", RewardServerSettings, judge=judge)]
+    return [Reward("server", RewardServerSettings, judge=judge, check=check)]

@@ -19,7 +19,8 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from unified import Chosen, Field, PromptGroup, Reward, Settings, choice, hookimpl
+from unified import Chosen, Field, Problem, PromptGroup, Reward, Settings, choice, hookimpl
+from unified_plugins.rewards._columns import lacking
 from unified_plugins.rewards._inner import Judged, inner_judges, inner_models
 
 Each = dict[str, float]
@@ -61,6 +62,13 @@ class SeveralSettings(Settings):
         if self.combine == "gate" and any(r.closed_below is None and not r.closed_by for r in self.rewards[:-1]):
             raise ValueError("combine: gate: every reward but the last needs `closed_below` or `closed_by`")
         return self
+
+
+def check(settings: SeveralSettings, columns: frozenset[str] | None) -> list[Problem]:
+    """A column that no row has, so that its gate never closes."""
+    only = [(i, one.closed_by) for i, one in enumerate(settings.rewards) if one.closed_below is None]
+    named = [(i, name) for i, name in only if name]
+    return [p.under("rewards", i) for i, name in named for p in lacking(name, columns, key="closed_by")]
 
 
 def judge(
@@ -124,4 +132,4 @@ def models(settings: SeveralSettings) -> dict[str, str]:
 @hookimpl
 def unified_rewards() -> list[Reward]:
     """Offer it as `reward: {name: several, rewards: [{reward: NAME, weight: ...}, ...]}`."""
-    return [Reward("several", SeveralSettings, judge=judge, models=models)]
+    return [Reward("several", SeveralSettings, judge=judge, models=models, check=check)]

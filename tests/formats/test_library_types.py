@@ -63,14 +63,14 @@ TYPES: dict[str, tuple[dict[str, Any], str, Any, list[str], list[float] | None]]
 @pytest.mark.parametrize("name", TYPES)
 def test_a_row_of_each_type_runs_unchanged(name: str) -> None:
     row, wanted, prompt, answers, rewards = TYPES[name]
-    chosen = recognise(row, "x.jsonl")
+    chosen = recognise([(1, row)], "x.jsonl")
     example: Example = call_named(chosen.part.convert, row=row, settings=chosen.settings)
     assert chosen.name == wanted
     assert (example.prompt, example.answers, example.rewards) == (prompt, answers, rewards)
 
 
 def test_messages_are_language_modelling_of_a_conversation() -> None:
-    assert recognise({"messages": ASKED + BLUE}, "x.jsonl").name == "messages"
+    assert recognise([(1, {"messages": ASKED + BLUE})], "x.jsonl").name == "messages"
 
 
 def test_a_completion_of_several_turns_stays_the_turns_that_it_is() -> None:
