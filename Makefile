@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test ci slow lint types bench clean
+.PHONY: quickstart test ci slow lint types bench reliability clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/unified run recipes/quickstart.yaml
@@ -30,6 +30,10 @@ types: $(VENV)/.dev
 	mkdir -p $(VENV)/typing
 	ln -sfn ../../plugins $(VENV)/typing/unified_plugins
 	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p unified -p unified_plugins
+
+# kills, faults, hostile inputs, the sandbox: an hour; writes the counts into docs/reliability.md (--short: minutes, does not)
+reliability: $(VENV)/.dev
+	$(BIN)/python -m tests.reliability $(RELIABILITY_ARGS)
 
 # speed against TRL (in an environment of its own, .bench/venv) and a hand-written loop; BENCH_ARGS="--only sft --pairs 3"
 bench: $(VENV)/.installed

@@ -18,6 +18,7 @@ from benchmarks.cases import CASES
 from benchmarks.compare import Options, SideError, measure
 from benchmarks.environment import CACHE, RESULTS, ROOT, code_version, load, machine, peer_python, versions
 from benchmarks.material import write
+from benchmarks.memory import measure_memory
 from benchmarks.scaling import measure_growth
 
 
@@ -27,13 +28,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = Options(asked.pairs, asked.threads, asked.precision)
     titles = chosen(asked.only, asked.model)
     if not titles:
-        print(f"no case is called that; known: {', '.join([*CASES, 'scaling'])}", file=sys.stderr)
+        print(f"no case is called that; known: {', '.join([*CASES, *report.OTHERS])}", file=sys.stderr)
         return 2
     if not asked.tables:
         _measure_all(titles, options, again=asked.again, peer=not asked.no_peer)
     results = report.load_all(RESULTS)
     report.write_page(ROOT / "benchmarks" / "README.md", results)
-    print(report.speeds({t: r for t, r in results.items() if t in titles and t != "scaling"}))
+    print(report.speeds({t: r for t, r in results.items() if t in titles and t not in report.OTHERS}))
     return int(any("failed" in results[t] for t in titles if t in results))
 
 
@@ -51,7 +52,7 @@ def _measure_all(titles: list[str], options: Options, *, again: bool, peer: bool
 
 def chosen(only: list[str], models: list[str]) -> list[str]:
     """Titles of the cases asked for: by title, name, kind or pattern, and by model; all without."""
-    names = [*CASES, "scaling"]
+    names = [*CASES, *report.OTHERS]
     wanted = [t for t in names if not only or any(fnmatch.fnmatch(n, p) for n in _names(t) for p in only)]
     return [t for t in wanted if not models or (t in CASES and CASES[t].model in models)]
 
@@ -74,6 +75,8 @@ def run_one(title: str, options: Options, code: str, *, peer: bool) -> None:
     try:
         if title == "scaling":
             found = measure_growth(home, options, tell=_tell)
+        elif title == "memory":
+            found = measure_memory(home, options, peer=peer, tell=_tell)
         else:
             case = CASES[title]
             places = write(case, home, rows_needed(case.rows, case.steps, options.pairs))

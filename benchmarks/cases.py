@@ -23,6 +23,8 @@ SPECIAL = ("<pad>", "<s>", "</s>")
 #: wide for `sft`, whose rows come from anywhere
 SPREAD = 0.3
 LEARNING_RATE = 1e-4
+#: the case of log-probs whose coefficients are known before the forward
+KNOWN = "logprob-known"
 #: tokens of one of the peer's packs of rows
 PACK = 512
 
@@ -81,12 +83,18 @@ def _cases() -> list[Case]:
     both("grpo-256", "grpo", (256, 64, 8), (4, 1), (1, 1))
     both("ppo", "ppo", (64, 64, 1), (16, 1), (4, 1))
     both("rollout", "rollout", (64, 64, 8), (8, 1), (8, 1))
-    made.append(Case("logprob", "logprob", "30m", 0, 0, 1, 4096, 1, hidden=512))
+    made += [Case(name, "logprob", "30m", 0, 0, 1, 4096, 1, hidden=512) for name in ("logprob", KNOWN)]
     return made
 
 
 #: name-model -> case
 CASES = {case.title: case for case in _cases()}
+
+#: memory of one step: the cases of 30m at 32 prompts, and the log-probs of a vocabulary of today
+MEMORY = {
+    **{f"{n}-30m, 32 prompts": CASES[f"{n}-30m"].with_(rows=32) for n in ("sft", "rm", "dpo-128-128")},
+    "log-probs, 16384 x 152k": Case("logprob", "logprob", "30m", 0, 0, 1, 16384, 1, vocabulary=152_000, hidden=512),
+}
 
 _SCALING = Case("scaling", "sft", "5m", 0, 128, 1, 16, 1)
 #: what is varied -> (value, case): this project alone

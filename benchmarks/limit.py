@@ -225,6 +225,11 @@ def run(serve: Serve, case: Case, asked: Mapping[str, Any]) -> None:
     return loop(serve, step)
 
 
-def _whole(dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _whole(dtype: torch.dtype) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The plain way: all logits at once."""
-    return lambda h, w, t: (h.to(dtype) @ w.to(dtype).T).float().log_softmax(1).gather(1, t[:, None])[:, 0]
+
+    def objective(h: Tensor, w: Tensor, t: Tensor, push: Tensor) -> Tensor:
+        logp = (h.to(dtype) @ w.to(dtype).T).float().log_softmax(1).gather(1, t[:, None])[:, 0]
+        return (logp * push).sum()
+
+    return objective

@@ -178,8 +178,8 @@ class KnownPush(torch.autograd.Function):
         return dh * grad.to(dh.dtype), dw * grad, None, None
 
 
-def logprob_step(case: Case, logprob: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[], int]:
-    """Forward and backward of log-probs of `rows` tokens with coefficients of their own; gives the tokens."""
+def logprob_step(case: Case, objective: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> Callable[[], int]:
+    """Forward and backward of Σ push · logp of `rows` tokens, objective(hidden, weight, target, push); the tokens."""
     vocabulary, hidden = case.size[:2]
     g = torch.Generator().manual_seed(case.seed)
     h = torch.randn(case.rows, hidden, generator=g)
@@ -190,7 +190,7 @@ def logprob_step(case: Case, logprob: Callable[[Tensor, Tensor, Tensor], Tensor]
     def step() -> int:
         w.grad = None
         at = h.clone().requires_grad_()
-        (logprob(at, w, target) * push).sum().backward()
+        objective(at, w, target, push).backward()
         return case.rows
 
     return step

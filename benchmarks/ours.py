@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import LEARNING_RATE, Case
+from benchmarks.cases import KNOWN, LEARNING_RATE, Case
 from benchmarks.material import end_ids
 from benchmarks.measure import Timer
 from benchmarks.worker import Serve, loop
@@ -64,7 +64,6 @@ def settings_of(case: Case, folder: Path, *, bf16: bool, **more: Any) -> dict[st
         "max_grad_norm": 1.0,
         "shuffle": False,
         "bf16": bf16,
-        "tokens_per_micro_batch": 65536,
         **more,
     }
     if case.kind in SAMPLED:
@@ -75,6 +74,7 @@ def settings_of(case: Case, folder: Path, *, bf16: bool, **more: Any) -> dict[st
 
 def start(case: Case, folder: Path, models: Path, written: Mapping[str, Any]) -> Any:
     """The engine's loop over collected batches, set up as a stage of a run would."""
+    from unified.interrupt import StopRequest
     from unified.models import artifact_at
     from unified.set_up import set_up
     from unified.settings import parse
@@ -92,7 +92,7 @@ def start(case: Case, folder: Path, models: Path, written: Mapping[str, Any]) ->
     stage = StageContext(
         "bench", out, folder, case.seed, lambda _: artifact_at(model), lambda *_, **__: None, lambda *_: None
     )
-    return Loop(set_up(stage, settings))
+    return Loop(set_up(stage, settings), StopRequest())
 
 
 def watch(timer: Timer) -> None:
@@ -157,11 +157,13 @@ def _rollout(case: Case, run: Any) -> Callable[[], int]:
 
 
 def _logprob(case: Case, asked: Mapping[str, Any]) -> Callable[[], int]:
-    """Log-probs of tokens whose coefficients depend on them: forward, and backward with the logits made again."""
+    """Log-probs of tokens: their coefficients known before, or read from them, when logits are made twice."""
     import torch
 
     from benchmarks.limit_parts import logprob_step
-    from unified.logprob import token_logprobs
+    from unified.logprob import token_logprobs, weighted_logprob
 
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else None
-    return logprob_step(case, lambda h, w, t: token_logprobs(h, w, None, t, dtype=dtype)[0])
+    if case.name == KNOWN:
+        return logprob_step(case, lambda h, w, t, push: weighted_logprob(h, w, None, t, push, dtype=dtype)[0])
+    return logprob_step(case, lambda h, w, t, push: (token_logprobs(h, w, None, t, dtype=dtype)[0] * push).sum())

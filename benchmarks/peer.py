@@ -184,8 +184,8 @@ def _logprob(case: Case, asked: Mapping[str, Any]) -> Callable[[], int]:
 
     dtype = torch.bfloat16 if asked["precision"] == "bf16" else torch.float32
 
-    def logprob(h: Any, w: Any, t: Any) -> Any:
+    def objective(h: Any, w: Any, t: Any, push: Any) -> Any:
         rest = (t, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ("log_probs",))
-        return _ChunkedLogProbFunction.apply(h.to(dtype), w.to(dtype), None, *rest)[0]
+        return (_ChunkedLogProbFunction.apply(h.to(dtype), w.to(dtype), None, *rest)[0] * push).sum()
 
-    return logprob_step(case, logprob)
+    return logprob_step(case, objective)

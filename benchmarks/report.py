@@ -10,6 +10,10 @@ from typing import Any
 MARKS = ("<!-- results: written by `make bench` -->", "<!-- end of results -->")
 
 
+#: results that are not comparisons of speed
+OTHERS = ("memory", "scaling")
+
+
 def save(folder: Path, title: str, result: Mapping[str, Any]) -> None:
     """One file for each case."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +96,17 @@ def memory(results: Mapping[str, Mapping[str, Any]]) -> str:
     return table(head, rows)
 
 
+def large_steps(result: Mapping[str, Any]) -> str:
+    """Live tensors in one step of many rows, in MiB."""
+    sides = ("ours", "trl", "limit")
+    rows = []
+    for title, r in result["memory"].items():
+        peak = r["peak"]
+        share = f"{peak['ours'] / peak['trl']:.2f}" if peak.get("trl") else "–"
+        rows.append([title, *(mebibytes(peak.get(s)) for s in sides), share])
+    return table(["step", "ours", "TRL", "hand loop", "ours / TRL"], rows)
+
+
 def verbs(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Where the CPU time of our step goes, in percent."""
     shown = {t: r for t, r in results.items() if "failed" not in r and len(r["verbs"]) > 1}
@@ -122,8 +137,10 @@ def scaling(result: Mapping[str, Any]) -> str:
 
 def page(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Everything between the marks."""
-    own = {title: r for title, r in results.items() if title != "scaling"}
+    own = {title: r for title, r in results.items() if title not in OTHERS}
     parts = [_about(results), "### Speed", speeds(own), "### Memory, MiB", memory(own)]
+    if "memory" in results.get("memory", {}):
+        parts += ["Of large steps:", large_steps(results["memory"])]
     parts += ["### Time by verb of the step, percent", verbs(own)]
     if "points" in results.get("scaling", {}):
         parts += ["### Growth", scaling(results["scaling"])]

@@ -23,6 +23,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from unified.precision import plain_float32
+
 NAME = "unified"
 #: the length of a row, or of a prompt and of each of its answers
 Segment = int | tuple[int, ...]
@@ -81,8 +83,8 @@ def attention(
         raise NotImplementedError("dropout would drop a shared prompt for all of its answers at once")
     windowed = sliding_window is not None and sliding_window < plan.longest
     if not windowed and not dropout and softcap is None and _has_flash(query, key, value):
-        q, k, v = _one_dtype(query, key, value, short=plan.longest <= SHORT)
-        return _Stream.apply(q, k, v, plan, scaling).transpose(1, 2).to(value.dtype), None
+        dtype = _inner_dtype(query, short=plan.longest <= SHORT)
+        return _Stream.apply(query, key, value, plan, scaling, dtype).transpose(1, 2), None
     outputs = []
     for piece in plan.pieces:
         q, k, v = (_rows(x[:, :, piece.at], piece.number, piece.length) for x in (query, key, value))
@@ -186,17 +188,16 @@ def _has_flash(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return known and query.device.type == "cpu" and query.shape[-1] == key.shape[-1] == value.shape[-1]
 
 
-def _one_dtype(*tensors: Tensor, short: bool) -> list[Tensor]:
-    """The type that autocast gives attention, or that of the first; float32 for short rows in half precision.
+def _inner_dtype(query: Tensor, *, short: bool) -> torch.dtype:
+    """The type that autocast gives attention, or that of the queries; float32 for short rows in half precision.
 
     The kernel for CPUs packs half precision into blocks that short rows do not fill. Measured on one thread, forward
     and backward of 2048 tokens, bfloat16 against float32: 32 and 8 ms in rows of 32, 39 and 16 in rows of 128, 55 and
     52 in rows of 512.
     """
-    kind = tensors[0].device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensors[0].dtype
-    half = dtype in (torch.bfloat16, torch.float16)
-    return [x.to(torch.float32 if half and short else dtype) for x in tensors]
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    return torch.float32 if short and dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 class _Stream(torch.autograd.Function):
@@ -213,7 +214,11 @@ class _Stream(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: _Plan, scale: float | None) -> Tensor:
+    @plain_float32()
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: _Plan, scale: float | None, dtype: torch.dtype
+    ) -> Tensor:
+        q, k, v = (x.to(dtype) for x in (query, key, value))
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         wide = torch.float64 if q.dtype == torch.float64 else torch.float32
         out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
@@ -228,15 +233,18 @@ class _Stream(torch.autograd.Function):
             both = torch.logaddexp(own, seen)
             out[:, :, answers] = (own - both).exp() * out[:, :, answers] + (seen - both).exp() * found
             total[:, :, answers] = both
-        ctx.save_for_backward(q, k, v, out, total)
-        ctx.settings = (plan, scale)
+        out = out.to(value.dtype)
+        ctx.save_for_backward(query, key, value, out, total)  # as they came: half the size where `dtype` is wider
+        ctx.settings = (plan, scale, dtype)
         return out
 
     @staticmethod
     @once_differentiable
+    @plain_float32()
     def backward(ctx: Any, grad: Tensor) -> Any:
-        q, k, v, out, total = ctx.saved_tensors
-        plan, scale = ctx.settings
+        query, key, value, out, total = ctx.saved_tensors
+        plan, scale, dtype = ctx.settings
+        q, k, v, out, grad = (x.to(dtype) for x in (query, key, value, out, grad))
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         grads = [torch.empty_like(x) for x in (q, k, v)]
         for piece in plan.pieces:
@@ -250,7 +258,7 @@ class _Stream(torch.autograd.Function):
             found = backward(*given[:5], given[5][..., 0], 0.0, False, scale=scale)
             for mine, part, at in zip(grads, found, (answers, prompt, prompt), strict=True):
                 mine[:, :, at] += part
-        return *grads, None, None
+        return *(g.to(x.dtype) for g, x in zip(grads, (query, key, value), strict=True)), None, None, None
 
 
 def _part(x: Tensor, piece: _Piece) -> Tensor:

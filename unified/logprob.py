@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 #: numbers in one chunk of logits; 16 MiB in float32
-CHUNK_NUMBERS = 4_194_304
+CHUNK_NUMBERS = 2_097_152
+#: numbers in one part of the product that is added to a head's gradient
+PRODUCT_NUMBERS = 2_097_152
 
 
 def token_logprobs(
@@ -120,6 +122,53 @@ def chunk_of_logits(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, 
     return z if temperature == 1.0 else z / temperature
 
 
+class _Gradients:
+    """Gradients of what the logits are made of, gathered chunk by chunk; None where nobody asks for one."""
+
+    def __init__(
+        self,
+        hidden: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        needed: tuple[bool, ...],
+        dtype: torch.dtype,
+        wide: torch.dtype,
+    ) -> None:
+        self.likes = (hidden, weight, bias)
+        self.h, self.w = hidden.to(dtype), None if weight is None else weight.to(dtype)
+        self.hidden = torch.empty_like(hidden) if needed[0] else None
+        self.weight = None if weight is None or not needed[1] else torch.zeros_like(weight, dtype=wide)
+        self.bias = None if bias is None or not needed[2] else torch.zeros_like(bias, dtype=wide)
+
+    def add(self, part: slice, d: Tensor) -> None:
+        """d: [chunk, vocab], the gradient of a chunk's logits."""
+        if self.bias is not None:
+            self.bias += d.sum(0)
+        d = d.to(self.h.dtype)
+        if self.hidden is not None:
+            self.hidden[part] = (d if self.w is None else d @ self.w).to(self.hidden.dtype)
+        if self.weight is not None:
+            _add_product(self.weight, d, self.h[part])
+
+    def all(self) -> tuple[Tensor | None, ...]:
+        """Of hidden states, weight and bias, in the types of these."""
+        made = (self.hidden, self.weight, self.bias)
+        return tuple(
+            None if g is None or like is None else g.to(like.dtype) for g, like in zip(made, self.likes, strict=True)
+        )
+
+
+def _add_product(total: Tensor, d: Tensor, h: Tensor) -> None:
+    """total [vocab, hidden] += d.T @ h, in parts: what the product takes beside the total stays small."""
+    words = max(1, PRODUCT_NUMBERS // h.shape[1])
+    for start in range(0, len(total), words):
+        part = slice(start, start + words)
+        if total.dtype == h.dtype:
+            total[part].addmm_(d[:, part].T, h)
+        else:
+            total[part] += d[:, part].T @ h
+
+
 class _LinearLogProb(torch.autograd.Function):
     """Gradient of logp: onehot − p. Gradient of the entropy: −p (log p + H)."""
 
@@ -136,20 +185,23 @@ class _LinearLogProb(torch.autograd.Function):
         rows: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         entropy, collision = asked
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        logp = torch.empty(len(target), dtype=wide, device=hidden.device)
+        lse, ent, pairs = torch.empty_like(logp), torch.zeros_like(logp), torch.zeros_like(logp)
+
+        def read(part: slice) -> None:  # a scope of its own: nothing of a chunk outlives it
+            z = chunk_of_logits(h[part], w, bias, temperature)
+            lse[part] = z.logsumexp(1)
+            logp[part] = z.gather(1, target[part, None])[:, 0] - lse[part]
+            if entropy:
+                ent[part] = lse[part] - (z.sub(lse[part, None]).exp() * z).sum(1)
+            if collision:
+                pairs[part] = (2 * z).logsumexp(1) - 2 * lse[part]
+
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            logp = torch.empty(len(target), dtype=wide, device=hidden.device)
-            lse, ent, pairs = torch.empty_like(logp), torch.zeros_like(logp), torch.zeros_like(logp)
             for start in range(0, len(target), rows):
-                part = slice(start, start + rows)
-                z = chunk_of_logits(h[part], w, bias, temperature)
-                lse[part] = z.logsumexp(1)
-                logp[part] = z.gather(1, target[part, None])[:, 0] - lse[part]
-                if entropy:
-                    ent[part] = lse[part] - (z.sub(lse[part, None]).exp() * z).sum(1)
-                if collision:
-                    pairs[part] = (2 * z).logsumexp(1) - 2 * lse[part]
+                read(slice(start, start + rows))
         ctx.save_for_backward(hidden, weight, bias, target, lse, ent)
         ctx.settings = (temperature, entropy, dtype, rows)
         ctx.mark_non_differentiable(pairs)
@@ -161,33 +213,24 @@ class _LinearLogProb(torch.autograd.Function):
         hidden, weight, bias, target, lse, ent = ctx.saved_tensors
         temperature, entropy, dtype, rows = ctx.settings
         grad_logp, grad_entropy, _ = grads
+
+        def push(part: slice) -> None:
+            z = chunk_of_logits(made.h[part], made.w, bias, temperature)
+            log_p = z - lse[part, None] if made.w is None else z.sub_(lse[part, None])
+            p = log_p.exp() if entropy else log_p.exp_()
+            if entropy:
+                at_entropy = grad_entropy[part, None] * p * (log_p + ent[part, None])
+            d = p.mul_(-grad_logp[part, None])
+            d.scatter_add_(1, target[part, None], grad_logp[part, None].to(d.dtype))
+            if entropy:
+                d -= at_entropy
+            made.add(part, d if temperature == 1.0 else d.div_(temperature))
+
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
-            grad_h = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-            grad_w = (
-                torch.zeros(weight.shape, dtype=lse.dtype, device=weight.device) if ctx.needs_input_grad[1] else None
-            )
-            grad_b = torch.zeros_like(bias, dtype=lse.dtype) if bias is not None and ctx.needs_input_grad[2] else None
+            made = _Gradients(hidden, weight, bias, ctx.needs_input_grad, dtype, lse.dtype)
             for start in range(0, len(target), rows):
-                part = slice(start, start + rows)
-                z = chunk_of_logits(h[part], w, bias, temperature)
-                log_p = z - lse[part, None] if w is None else z.sub_(lse[part, None])
-                p = log_p.exp()
-                d = p * -grad_logp[part, None]
-                d.scatter_add_(1, target[part, None], grad_logp[part, None].to(d.dtype))
-                if entropy:
-                    d -= grad_entropy[part, None] * p * (log_p + ent[part, None])
-                d = d / temperature
-                if grad_b is not None:
-                    grad_b += d.sum(0)
-                d = d.to(dtype)
-                if grad_h is not None:
-                    grad_h[part] = (d if w is None else d @ w).to(hidden.dtype)
-                if grad_w is not None:
-                    grad_w += (d.T @ h[part]).to(grad_w.dtype)
-        grad_b = None if grad_b is None else grad_b.to(bias.dtype)
-        grad_w = None if grad_w is None else grad_w.to(weight.dtype)
-        return grad_h, grad_w, grad_b, None, None, None, None, None
+                push(slice(start, start + rows))
+        return *made.all(), None, None, None, None, None
 
 
 class _WeightedLogProb(torch.autograd.Function):
@@ -205,36 +248,24 @@ class _WeightedLogProb(torch.autograd.Function):
         dtype: torch.dtype,
         rows: int,
     ) -> tuple[Tensor, Tensor]:
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        logp = torch.empty(len(target), dtype=wide, device=hidden.device)
+        c = push.to(wide)
+
+        def read_and_push(part: slice) -> None:
+            z = chunk_of_logits(made.h[part], made.w, bias, temperature)
+            lse = z.logsumexp(1)
+            logp[part] = z.gather(1, target[part, None])[:, 0] - lse
+            p = z.sub(lse[:, None]).exp_() if made.w is None else z.sub_(lse[:, None]).exp_()
+            d = p.mul_(-c[part, None] / temperature)
+            d.scatter_add_(1, target[part, None], (c[part, None] / temperature).to(d.dtype))
+            made.add(part, d)
+
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
-            wide = torch.float64 if dtype == torch.float64 else torch.float32
-            logp = torch.empty(len(target), dtype=wide, device=hidden.device)
-            c = push.to(wide)
-            grad_h = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-            grad_w = (
-                torch.zeros(w.shape, dtype=wide, device=w.device) if ctx.needs_input_grad[1] and w is not None else None
-            )
-            grad_b = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[2] else None
+            made = _Gradients(hidden, weight, bias, ctx.needs_input_grad, dtype, wide)
             for start in range(0, len(target), rows):
-                part = slice(start, start + rows)
-                z = chunk_of_logits(h[part], w, bias, temperature)
-                lse = z.logsumexp(1)
-                logp[part] = z.gather(1, target[part, None])[:, 0] - lse
-                p = z.sub(lse[:, None]).exp_() if w is None else z.sub_(lse[:, None]).exp_()
-                d = p.mul_(-c[part, None] / temperature)
-                d.scatter_add_(1, target[part, None], (c[part, None] / temperature).to(d.dtype))
-                if grad_b is not None:
-                    grad_b += d.sum(0)
-                d = d.to(dtype)
-                if grad_h is not None:
-                    grad_h[part] = (d if w is None else d @ w).to(hidden.dtype)
-                if grad_w is not None:
-                    grad_w += (d.T @ h[part]).to(wide)
-        ctx.grads = (
-            grad_h,
-            None if grad_w is None or weight is None else grad_w.to(weight.dtype),
-            None if grad_b is None or bias is None else grad_b.to(bias.dtype),
-        )
+                read_and_push(slice(start, start + rows))
+        ctx.grads = made.all()
         ctx.mark_non_differentiable(logp)
         return (c * logp).sum(), logp
 

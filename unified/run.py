@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import repeat
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from unified.batch import Batch
+from unified.blame import is_out_of_memory
 from unified.data import PromptGroup
 from unified.distribution import Divergence
 from unified.errors import UserError, unknown_name
+from unified.guard import Guard
 from unified.layout import Kind, Row, cut, lay_out, sharing_pays
 from unified.left_out import Counts
+from unified.memo import Memo
 from unified.processes import Processes
 from unified.roles import Asks, Roles
+from unified.signs import Watch
 from unified.stage import StageContext, TrainSettings
 from unified.stream import Stream
 from unified.teacher import visits
@@ -59,12 +64,29 @@ class Table:
 
 
 @dataclass
+class Collected:
+    """A collected batch that is being learned from: its table, and the place in it of the next optimiser step.
+
+    parts: optimiser steps of one pass. before: of the run, when it was collected. epoch, part: of the next one.
+    metrics: what its steps gave, once the last is done and the states of the terms have followed. seconds: that were
+    spent on it before the run was stopped and went on.
+    """
+
+    table: Table
+    parts: int
+    before: int
+    epoch: int = 0
+    part: int = 0
+    metrics: dict[str, float] | None = None
+    seconds: float = 0.0
+
+
+@dataclass
 class Best:
-    """The weights that were best by a held-out metric: its value, the step, the weights, and all that was measured."""
+    """What was best by a held-out metric: its value, the step, and all that was measured; the weights are on disk."""
 
     value: float
     step: int
-    weights: dict[str, Tensor]
     measured: dict[str, float]
 
 
@@ -77,7 +99,10 @@ class Run:
     kept: log-probs of the reference on fixed rows, computed once; kept_top: the teacher's likeliest tokens, likewise.
     divergences: what the `logits` heads compute, by name. total_prompts: prompts to draw in all.
     judges: (reference, kind) of a model that a reward or source asks -> its role and tokenizer.
+    memo: of the reference on disk; False where it cannot be kept, None before it was asked for.
+    guard: what was found that is not finite. watch: signs that training goes wrong.
     dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
+    evaluated_at: the step of the latter. collected: what is being learned from; None between two collected batches.
     """
 
     stage: StageContext
@@ -105,8 +130,13 @@ class Run:
     held_out: list[Stream] = field(default_factory=list)
     last: dict[str, float] = field(default_factory=dict)
     evaluated: dict[str, float] = field(default_factory=dict)
+    evaluated_at: int = -1
+    collected: Collected | None = None
     best: Best | None = None
     judges: dict[tuple[str, str], tuple[str, Any]] = field(default_factory=dict)
+    memo: Memo | Literal[False] | None = None
+    guard: Guard = field(default_factory=Guard)
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def device(self) -> torch.device:
@@ -117,6 +147,11 @@ class Run:
     def dtype(self) -> torch.dtype:
         """Of rewards: float64 where the models are, else float32."""
         return torch.float64 if next(self.roles.parameters()).dtype == torch.float64 else torch.float32
+
+    @property
+    def budget(self) -> int:
+        """Token slots of one forward. A CPU is as fast with 2048 as with more (measured at 30M), and holds less."""
+        return self.settings.tokens_per_micro_batch or (2048 if self.device.type == "cpu" else 8192)
 
     @property
     def pad(self) -> int:
@@ -147,10 +182,14 @@ class Run:
         return out
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """A copy of what training changes."""
+        """What training changes, as it is and not a copy; of weights that are tied, one."""
         changing = {*self.trained, *({"reference"} if self.settings.ref_sync_steps else ())}
         frozen = tuple(f"models.{r}." for r in self.roles.models if r not in changing)
-        return {k: v.detach().clone() for k, v in self.roles.state_dict().items() if not k.startswith(frozen)}
+        out: dict[int, tuple[str, Tensor]] = {}
+        for name, value in self.roles.state_dict().items():
+            if not name.startswith(frozen):
+                out.setdefault(value.data_ptr() or id(value), (name, value.detach()))
+        return dict(out.values())
 
     @torch.no_grad()
     def renew_reference(self) -> None:
@@ -160,16 +199,18 @@ class Run:
             old.lerp_(new.to(old.dtype), self.settings.ref_mixup_alpha)
         self.kept.clear()
 
-    def keep_best(self, measured: dict[str, float], name: str) -> None:
-        """Keep a copy of the weights if this metric is the best so far. UserError for a metric that is not measured."""
+    def is_best(self, measured: dict[str, float], name: str) -> bool:
+        """Whether this metric is the best so far, which is then noted. UserError for a metric that is not measured."""
         value = measured.get(name, measured.get(f"eval/{name}"))
         if value is None:
             raise UserError(unknown_name("evaluation metric", name, measured).text())
-        better = self.best is None or (
-            (value > self.best.value) == self.settings.greater_is_better and value != self.best.value
+        better = math.isfinite(value) and (
+            self.best is None
+            or ((value > self.best.value) == self.settings.greater_is_better and value != self.best.value)
         )
         if better:
-            self.best = Best(value, self.step, self.trained_weights(), dict(measured))
+            self.best = Best(value, self.step, dict(measured))
+        return better
 
     def add(self, name: str, value: float, count: float = 1.0) -> None:
         """Add to a mean that is reported at the end of the collected batch."""
@@ -207,7 +248,7 @@ def tabulate(run: Run, stream: Stream, groups: list[PromptGroup]) -> Table:
         ),
     }
     if answers and all(a.sampling_logp is not None for a in answers):
-        fields["sampling_logp"] = sampling * mask
+        fields["sampling_logp"] = torch.where(mask, sampling, torch.zeros_like(sampling))
     names = set.intersection(*(set(a.columns) for a in answers)) if answers else set()
     columns = {
         n: torch.tensor([float(a.columns[n]) for a in answers], dtype=run.dtype, device=run.device)
@@ -255,16 +296,11 @@ def forward(
     return out
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the machine itself (where torch has no error class of its own), had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def out_of_memory(run: Run) -> UserError:
     """The one message that says which budget to lower."""
     return UserError(
-        f"stage '{run.stage.name}': out of memory in a pass over {run.settings.tokens_per_micro_batch} tokens",
-        f"lower `tokens_per_micro_batch` (now {run.settings.tokens_per_micro_batch}); gradients do not depend on it",
+        f"stage '{run.stage.name}': out of memory in a pass over {run.budget} tokens",
+        f"lower `tokens_per_micro_batch` (now {run.budget}); gradients do not depend on it",
         "or set `gradient_checkpointing: true`, or `bf16: true`",
     )
 
@@ -275,7 +311,7 @@ def heads_without_gradient(run: Run, table: Table, wanted: Sequence[int], asks: 
 
     Every process runs as many forwards as the one that needs most.
     """
-    rows, budget = [table.rows[i] for i in wanted], run.settings.tokens_per_micro_batch
+    rows, budget = [table.rows[i] for i in wanted], run.budget
     parts = [m for p in cut(rows, [[i] for i in range(len(rows))], budget, run.layout_of(table)) for m in p]
     full: dict[str, dict[str, Tensor]] = {r: {} for r in asks}
     shape = table.batch.loss_mask.shape

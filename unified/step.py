@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -12,14 +11,25 @@ import torch
 from torch import Tensor
 
 from unified.batch import Batch
-from unified.coefficient import named_loss, push
+from unified.blame import is_out_of_memory, named, named_step
+from unified.coefficient import push
 from unified.data import PromptGroup
 from unified.errors import PluginError, UserError
+from unified.guard import (
+    NotFiniteError,
+    check_heads,
+    check_table,
+    engine_of,
+    settle,
+)
 from unified.layout import cut
 from unified.parts import HEADS, SCORED, STATISTICS
-from unified.run import Run, Table, forward, heads_without_gradient, is_out_of_memory, out_of_memory, tabulate
-from unified.stream import NoSampler, Sampler, Stream, seed_of
+from unified.pushing import log_term, pushed, step_statistics
+from unified.reference import fixed_reference
+from unified.run import Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
+from unified.stream import NoSampler, Sampler, Stream, seed_all, seed_of
 from unified.teacher import score_teacher
+from unified.update import update
 
 
 def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
@@ -37,11 +47,10 @@ def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
 
 def judge(run: Run, stream: Stream, groups: list[PromptGroup]) -> None:
     """Give every answer its reward; one that draws at random is seeded by the place of the batch in the run."""
-    torch.manual_seed(
-        seed_of("judge", run.stage.seed, stream.label, run.iteration, stream.position, run.processes.rank)
-    )
-    for name, (total, number) in stream.judge(groups).items():
+    seed_all("judge", run.stage.seed, stream.label, run.iteration, stream.position, run.processes.rank)
+    for name, (total, number) in stream.judge(groups, run.guard.note).items():
         run.add(f"reward/{name}", total, number)
+    settle(run)
     run.stage.notify("groups_judged", stage=run.stage.name, step=run.step, groups=groups)
 
 
@@ -56,12 +65,14 @@ def select(run: Run, stream: Stream, groups: list[PromptGroup]) -> list[PromptGr
     if stream.reward and missing and (missing > run.settings.max_missing * answers or missing == answers):
         why = next((f"the first: {g.reasons[0]}" for g in groups if g.reasons), "no reason was given")
         raise UserError(
-            f"stage '{run.stage.name}', step {run.step + 1}: reward '{stream.reward.name}' could not judge "
+            f"stage '{run.stage.name}', step {run.step + 1}: {named(stream.reward.part)} could not judge "
             f"{missing} of {answers} answers",
             why,
             "choose a `reward` that judges these answers (`unified list reward` shows them), or raise `max_missing` "
             f"(now {run.settings.max_missing:g})",
         )
+    if stream.reward and missing:
+        run.add("missing_share", counts["missing"], sum(len(g.answers) for g in groups))
     return kept
 
 
@@ -77,38 +88,19 @@ def score(run: Run, table: Table, *, several_steps: bool) -> None:
         needed.discard("old_logp")
     where = {"old_logp": "policy", "ref_logp": "reference", "teacher_logp": "teacher", "old_value": run.value_role}
     where["old_collision_logp"] = "policy"
-    everything = range(len(table.rows))
-    fresh = _unknown_reference(run, table) if "ref_logp" in needed and not table.stream.online else None
-    for names, wanted in (
-        (needed - {"ref_logp"} if fresh is not None else needed, list(everything)),
-        ({"ref_logp"} if fresh is not None else set(), fresh or []),
-    ):
-        if not names:
-            continue
-        asks: dict[str, frozenset[str]] = {}
-        for name in names:
-            asks[where[name]] = asks.get(where[name], frozenset()) | {SCORED[name]}
-        heads = heads_without_gradient(run, table, wanted, asks)
+    fixed = "ref_logp" in needed and not table.stream.online
+    names = needed - {"ref_logp"} if fixed else needed
+    asks: dict[str, frozenset[str]] = {}
+    for name in names:
+        asks[where[name]] = asks.get(where[name], frozenset()) | {SCORED[name]}
+    if asks:
+        heads = heads_without_gradient(run, table, range(len(table.rows)), asks)
         table.batch = table.batch.plus(**{n: heads[where[n]][SCORED[n]] for n in names})
-    if fresh is not None:
-        _keep_reference(run, table, set(fresh))
+    if fixed:
+        table.batch = table.batch.plus(ref_logp=fixed_reference(run, table))
     score_teacher(run, table)
-
-
-def _unknown_reference(run: Run, table: Table) -> list[int]:
-    return [i for i, place in enumerate(table.places) if place not in run.kept]
-
-
-def _keep_reference(run: Run, table: Table, fresh: set[int]) -> None:
-    """Keep what is new, and fill in what was known."""
-    value = table.batch.ref_logp
-    for i, place in enumerate(table.places):
-        length = len(table.rows[i].answer)
-        if i in fresh:
-            run.kept[place] = value[i, :length].clone()
-        else:
-            value[i, :length] = run.kept[place]
-    table.batch = table.batch.plus(ref_logp=value)
+    given = {"sampling_logp": engine_of(run)} if table.batch.has("sampling_logp") else {}
+    check_table(run, table, given | {name: f"the {where[name]}" for name in needed})
 
 
 @torch.no_grad()
@@ -117,16 +109,13 @@ def credit(run: Run, table: Table) -> None:
     for term in table.stream.terms:
         if term.algorithm.credit is None:
             continue
-        given = term.call("credit", batch=table.batch)
-        if not given:
-            continue
+        given = term.tensors("credit", term.call("credit", batch=table.batch) or {}, table.batch)
         try:
             made = {term.own(name): table.batch.expand(value, name).detach() for name, value in given.items()}
         except ValueError as error:
-            raise PluginError(
-                f"stage '{run.stage.name}': credit of algorithm '{term.algorithm.name}': {error}"
-            ) from error
+            raise PluginError(f"credit of {named(term.algorithm)}: {error}") from error
         table.batch = table.batch.plus(**made)
+        check_table(run, table, dict.fromkeys(made, named(term.algorithm)))
 
 
 def collected(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
@@ -141,6 +130,11 @@ def prepare(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
 
     Sampled groups that were dropped are replaced by fresh ones, `refill` times at most.
     """
+    with named_step(run.stage.name, run.step + 1):
+        return _prepared(run, stream, n, several_steps=several_steps)
+
+
+def _prepared(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
     groups = collected(run, stream, n)
     wanted = len(range(run.processes.rank, n, run.processes.count))
     for _ in range(run.settings.refill if stream.online else 0):
@@ -154,6 +148,7 @@ def prepare(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
     table = tabulate(run, stream, groups[:wanted])
     score(run, table, several_steps=several_steps)
     credit(run, table)
+    settle(run)
     return table
 
 
@@ -181,7 +176,7 @@ def count(run: Run, table: Table, index: list[int]) -> Work:
     units: dict[int, list[int]] = {}
     for i in range(len(index)):
         units.setdefault(groups[i] if whole else i, []).append(i)
-    rows, budget = [table.rows[i] for i in index], run.settings.tokens_per_micro_batch
+    rows, budget = [table.rows[i] for i in index], run.budget
     passes = cut(rows, list(units.values()), budget, run.layout_of(table))
     pushes = _in_advance(run, table.stream.terms, batch, w)
     return Work(table, batch, index, w, [{} for _ in table.stream.terms], passes, pushes=pushes)
@@ -194,35 +189,44 @@ def _in_advance(run: Run, terms: Sequence[Any], batch: Batch, w: list[dict[str, 
     alone = all(t.scope == "answer" for t in terms)
     if not plain or not alone or run.trained != {"policy": frozenset({"logp"})}:
         return None
-    return push(list(terms), batch, w)[0].get("logp")
+    try:
+        return push(list(terms), batch, w)[0].get("logp")
+    except NotFiniteError:
+        return None  # it is found again, and named, where the heads are known
 
 
-def look_ahead(run: Run, work: Work) -> None:
-    """What must be known before the first push: statistics of the step, coefficients of groups over the budget."""
+def look_ahead(run: Run, work: Work) -> bool:
+    """What must be known before the first push: statistics of the step, coefficients of groups over the budget.
+
+    Gives whether any process needed it; then what was found not to be finite is to be settled.
+    """
     terms = work.table.stream.terms
     step_scope = any(t.scope == "step" for t in terms)
     wide = [p for p in work.passes if len(p) > 1]
     wanted = [i for p in (work.passes if step_scope else wide) for m in p for i in m]
     if not run.processes.most(len(wanted)):
-        return
+        return False
     read = frozenset(h for t in terms for h in t.heads)
     heads = heads_without_gradient(run, work.table, [work.index[i] for i in wanted], run.asks(read))
     at = torch.tensor(work.index, dtype=torch.long, device=run.device)
-    now = {h: v[at] for named in heads.values() for h, v in named.items()}
+    now = {h: v[at] for of_role in heads.values() for h, v in of_role.items()}
+    if not check_heads(run, work.table, work.index, now):
+        now = {h: torch.nan_to_num(v) for h, v in now.items()}  # the step is left out, whatever follows from them
     batch = _with_old(work.batch.plus(**now), terms)
     if step_scope:
-        work.statistics = [dict(t.call("statistics", batch=batch)) if t.algorithm.statistics else {} for t in terms]
+        work.statistics = [step_statistics(run, t, batch) if t.algorithm.statistics else {} for t in terms]
     for part in wide:
         rows = torch.tensor([i for m in part for i in m], device=run.device)
         group = batch.rows(rows, time=batch.loss_mask.shape[1])
         w = [{h: x[rows] for h, x in each.items()} for each in work.w]
-        pushes, own = push(terms, group, w, work.statistics)
-        for i, term in enumerate(terms):
+        pushes, own = pushed(run, work, rows.tolist(), group, w)
+        for i, term in enumerate(terms if own else ()):
             log_term(run, term, group, w[i], work.statistics[i], own[i], several=run.several_terms)
         start = 0
         for micro in part:
             work.known[id(micro)] = {h: v[start : start + len(micro)] for h, v in pushes.items()}
             start += len(micro)
+    return True
 
 
 def _with_old(batch: Batch, terms: Sequence[Any]) -> Batch:
@@ -234,26 +238,31 @@ def _with_old(batch: Batch, terms: Sequence[Any]) -> Batch:
 
 
 def optimise(run: Run, works: list[Work]) -> None:
-    """One optimiser step; skipped and counted where nothing counts."""
-    if _anything(run, works):
-        accumulate(run, works)
-        update(run)
-    else:
-        run.add("steps_skipped", 1.0, 0.0)
+    """One optimiser step; skipped and counted where nothing counts, or where something is not finite."""
+    with named_step(run.stage.name, run.step + 1):
+        if not (_anything(run, works) and accumulate(run, works) and update(run)):
+            run.optimizer.zero_grad(set_to_none=True)
+            run.add("steps_skipped", float(run.processes.rank == 0), 0.0)  # of all processes together, one step
     run.step += 1
 
 
-def accumulate(run: Run, works: list[Work]) -> None:
-    """The gradient of one optimiser step: heads, weigh and push for every micro-batch of this process."""
-    for work in works:
-        look_ahead(run, work)
+def accumulate(run: Run, works: list[Work]) -> bool:
+    """The gradient of one optimiser step: heads, weigh and push for every micro-batch of this process.
+
+    False where a head or a coefficient of some process is not finite, and the step is to be left out.
+    """
+    looked = [look_ahead(run, work) for work in works]
+    if any(looked) and settle(run):
+        return False
     micros = [(work, micro) for work in works for p in work.passes for micro in p]
     number = max(1, run.processes.most(len(micros)))
     for k in range(number):
         last = k == number - 1
         hold = nullcontext() if last else run.accelerator.no_sync(run.model)
         with hold:
-            learn(run, *(micros[k] if k < len(micros) else (None, [])), everything=last)
+            if not learn(run, *(micros[k] if k < len(micros) else (None, [])), everything=last):
+                return False
+    return True
 
 
 def _anything(run: Run, works: list[Work]) -> bool:
@@ -262,9 +271,11 @@ def _anything(run: Run, works: list[Work]) -> bool:
     return run.processes.most(here) > 0
 
 
-def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) -> None:
+def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) -> bool:
     """Heads of one micro-batch, their coefficients, and the backward pass of Σ w · GC · head.
 
+    False, without the backward pass, where anything of the step is not finite in some process: under some wrappers the
+    last backward is the update. That is settled in the last micro-batch, which every process has.
     everything: ask for all trained heads, pushed or not, so that wrappers see every parameter in the last backward.
     """
     terms = work.table.stream.terms if work else []
@@ -281,6 +292,8 @@ def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) ->
         pushes = weigh(run, work, micro, heads)
         for head, weight in pushes.items() if objective is None else ():
             surrogate = surrogate + (weight * heads[head]).sum()
+    if everything and settle(run):
+        return False
     try:
         # wrappers average over processes; w is per step of all of them
         run.accelerator.backward(-surrogate * run.processes.count)
@@ -289,6 +302,7 @@ def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) ->
             raise out_of_memory(run) from error
         raise
     run.add("tokens", sum(work.table.costs[i] for i in index) if work else 0, 0.0)
+    return True
 
 
 def weigh(run: Run, work: Work, micro: list[int], heads: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -304,55 +318,8 @@ def weigh(run: Run, work: Work, micro: list[int], heads: dict[str, Tensor]) -> d
         pushes = {h: v[:, :time] for h, v in known.items()}
         own: list[dict[str, Tensor]] = []
     else:
-        pushes, own = push(terms, batch, w, work.statistics)
-        for i, term in enumerate(terms):
+        finite = check_heads(run, work.table, [work.index[i] for i in micro], now)
+        pushes, own = pushed(run, work, micro, batch, w)
+        for i, term in enumerate(terms if own and finite else ()):
             log_term(run, term, batch, w[i], work.statistics[i], own[i], several=run.several_terms)
     return {h: v.to(heads[h].dtype) for h, v in pushes.items()}
-
-
-def log_term(
-    run: Run,
-    term: Any,
-    batch: Batch,
-    w: dict[str, Tensor],
-    statistics: dict[str, Tensor],
-    own: dict[str, Tensor],
-    *,
-    several: bool,
-) -> None:
-    """Add a term's named loss, its own metrics, and how its coefficients lie."""
-    prefix = f"{term.algorithm.name}/" if several else ""
-    loss = named_loss(term, batch, w, statistics)
-    if not math.isnan(loss):
-        run.add(f"{prefix}loss", loss, 0.0)
-    if term.algorithm.metrics:
-        with torch.no_grad():
-            for name, (value, number) in term.call("metrics", batch=batch, statistics=statistics).items():
-                run.add(prefix + name, float(value), float(number))
-    for head, gc in own.items():
-        on = gc[batch.loss_mask & (w[head] != 0)[:, None]]
-        name = f"{prefix}gc" if head == "logp" else f"{prefix}gc_{head}"
-        run.add(f"{name}/abs", float(on.abs().sum()), on.numel())
-        run.add(f"{name}/positive", float((on > 0).sum()), on.numel())
-        run.add(f"{name}/negative", float((on < 0).sum()), on.numel())
-
-
-def update(run: Run) -> None:
-    """Clip each role's gradient, step the optimiser and the schedule."""
-    limit = run.settings.max_grad_norm or float("inf")
-    for role in run.trained:
-        parameters = [
-            p for g in run.optimizer.param_groups if g["role"] == role for p in g["params"] if p.grad is not None
-        ]
-        if not parameters:
-            continue
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if not math.isfinite(norm):
-            raise PluginError(
-                f"stage '{run.stage.name}', step {run.step + 1}: the gradient of {role} is not finite (norm {norm})"
-            )
-        run.add("grad_norm" if role in ("policy", "scorer") else f"grad_norm/{role}", norm)
-    run.add("learning_rate", float(run.optimizer.param_groups[0]["lr"]))
-    run.optimizer.step()
-    run.scheduler.step()
-    run.optimizer.zero_grad(set_to_none=True)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 
+from unified.blame import blaming, excerpt, named, named_stage
 from unified.coefficient import Term
 from unified.data import Answer, PromptGroup, Sampling
-from unified.errors import PluginError, UserError
+from unified.errors import PluginError
+from unified.guard import Finding
+from unified.judging import judge_groups
 from unified.lazy import LazyRows
 from unified.registry import call_named, catalogue
+from unified.render import number_columns
 from unified.settings import Chosen
 
 #: what samples answers where a stage names no engine
@@ -28,6 +34,14 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def seed_all(*parts: object) -> None:
+    """Seed the global generators of Python, numpy and torch, which rewards and sources may draw from."""
+    seed = seed_of(*parts)
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
 @dataclass
 class Stream:
     """Rows that one or more terms learn from.
@@ -37,8 +51,8 @@ class Stream:
     judged.
     terms: those that act on these rows. per_step: prompts per optimiser step; None for the one that drives.
     position: rows drawn so far; with the seed it says everything about the order. shuffle: whether that is random.
-    stage: for messages. label: its own name in the stage. folder: of the recipe. judges: gives the models that a source
-    or reward names.
+    stage: for messages. label: its own name in the stage. folder: of the recipe. time_limit: seconds for the judgement
+    of all groups at once, None without end. judges: gives the models that a source or reward names.
     """
 
     stage: str
@@ -53,6 +67,7 @@ class Stream:
     label: str = "train"
     shuffle: bool = True
     folder: Path | None = None
+    time_limit: float | None = None
     judges: Callable[[Chosen], Mapping[str, Any]] | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     _order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
@@ -100,43 +115,25 @@ class Stream:
             prompts = [_copy(group) for group in prompts]
         if self.source is None:
             return prompts
-        groups = self._call(
+        given = self.call(
             self.source, "collect", prompts=prompts, settings=self.source.settings, sample=sample, seed=seed,
-            models=self._models(self.source), folder=self.folder,
+            models=self.models_of(self.source), folder=self.folder,
         )  # fmt: skip
-        return list(groups)
+        return self._groups(self.source, given)
 
-    def judge(self, groups: list[PromptGroup]) -> dict[str, tuple[float, float]]:
+    def judge(
+        self, groups: list[PromptGroup], found: Callable[[Finding], None] | None = None
+    ) -> dict[str, tuple[float, float]]:
         """Write the reward of every answer; None where the judgement failed. Probes are judged as well.
 
-        Returns what the reward consists of: (sum, count) of each column that it wrote into the answers.
+        found: told of rewards that are NaN or infinite, which are missing then; without, UserError.
+        Returns what the reward consists of: (sum, count) of each column that it wrote into the answers, and of those
+        that a source wrote which samples (an environment's metrics).
         """
         if self.reward is None:
             return {}
-        before = [set(answer.columns) for group in groups for answer in group.answers]
-        about = {"models": self._models(self.reward), "folder": self.folder}
-        given = self._call(self.reward, "judge", groups=groups, settings=self.reward.settings, **about)
-        wanted = [len(g.answers) for g in groups]
-        lists = isinstance(given, (list, tuple)) and all(isinstance(r, (list, tuple)) for r in given)
-        if not lists or [len(r) for r in given] != wanted:
-            what = (
-                [len(r) for r in given]
-                if lists
-                else type(given).__name__
-                if not isinstance(given, list)
-                else "no lists"
-            )
-            raise PluginError(
-                f"stage '{self.stage}': reward '{self.reward.name}' gave {what} judgements for {wanted} answers; "
-                "it must give a list for every group, with an entry for every answer"
-            )
-        for rewards, group in zip(given, groups, strict=True):
-            for reward, answer in zip(rewards, group.answers, strict=True):
-                if answer.failed:
-                    answer.reward = None
-                    continue
-                _check_reward(self, reward, answer)
-                answer.reward = list(reward) if isinstance(reward, (list, tuple)) else reward
+        before = [set(number_columns(g.columns)) if self.online else set(a.columns) for g in groups for a in g.answers]
+        judge_groups(self, self.reward, groups, found)
         parts: dict[str, tuple[float, float]] = {}
         for known, answer in zip(before, (a for g in groups for a in g.answers), strict=True):
             for name in () if answer.probe else answer.columns.keys() - known:
@@ -158,25 +155,28 @@ class Stream:
             kept.append(replace(group, answers=answers))
         for rule in self.filters:
             before = len(kept)
-            kept = self._call(rule, "value", groups=kept, **rule.settings.model_dump())
+            kept = self._groups(rule, self.call(rule, "value", groups=kept, **rule.settings.model_dump()))
             counts["filtered"] += before - len(kept)
         return kept, counts
 
-    def _models(self, part: Chosen) -> Mapping[str, Any]:
+    def models_of(self, part: Chosen) -> Mapping[str, Any]:
         """The models that a part names, by their references."""
         return self.judges(part) if self.judges is not None else {}
 
-    def _call(self, chosen: Chosen, function: str, **arguments: Any) -> Any:
+    def call(self, chosen: Chosen, function: str, **arguments: Any) -> Any:
         """Call a part; what it raises is attributed to it and to the stage."""
-        try:
+        with named_stage(self.stage), blaming(chosen.part, function):
             return call_named(getattr(chosen.part, function), **arguments)
-        except (UserError, PluginError):
-            raise
-        except Exception as error:
-            what = (
-                f"{function} of {getattr(chosen.part, 'of', chosen.part.kind)} '{chosen.name}'"  # a rule's kind is `of`
+
+    def _groups(self, chosen: Chosen, given: Any) -> list[PromptGroup]:
+        """What a source or a filter gave, if it is a list of groups."""
+        if not isinstance(given, (list, tuple)) or not all(isinstance(g, PromptGroup) for g in given):
+            kinds = sorted({type(g).__name__ for g in given}) if isinstance(given, (list, tuple)) else ""
+            raise PluginError(
+                f"stage '{self.stage}': {named(chosen.part)} gave {type(given).__name__}"
+                f"{' of ' + ', '.join(kinds) if kinds else ''}; it must give a list of PromptGroups"
             )
-            raise PluginError(f"stage '{self.stage}': {what} raised {type(error).__name__}: {error}") from error
+        return list(given)
 
 
 def _copy(group: PromptGroup) -> PromptGroup:
@@ -184,19 +184,40 @@ def _copy(group: PromptGroup) -> PromptGroup:
     return replace(group, answers=[replace(a, columns=dict(a.columns)) for a in group.answers], reasons=[])
 
 
-def _check_reward(stream: Stream, reward: Any, answer: Answer) -> None:
-    numbers = reward if isinstance(reward, (list, tuple)) else [0.0 if reward is None else reward]
-    name = stream.reward.name if stream.reward else ""
-    if isinstance(reward, (list, tuple)) and len(reward) != len(answer.ids):
-        raise PluginError(
-            f"stage '{stream.stage}': reward '{name}' gave {len(reward)} numbers for {len(answer.ids)} tokens"
-        )
-    for number in numbers:
-        if not isinstance(number, (int, float)) or number != number or abs(number) == float("inf"):
-            raise PluginError(
-                f"stage '{stream.stage}': reward '{name}' gave {number!r} for the answer {answer.text[:60]!r}; "
-                "a reward is a finite number, or None where the judgement failed"
-            )
+def engine_or_default(engine: Chosen | None) -> Chosen:
+    """What samples: the engine that was chosen, or the one that a stage without one has."""
+    if engine is not None:
+        return engine
+    part = catalogue().get("engine", DEFAULT_ENGINE)
+    return Chosen(part, part.settings())
+
+
+def _answers(
+    engine: Chosen, given: Any, prompts: list[PromptGroup], n: int, vocabulary: int | None
+) -> list[list[Answer]]:
+    """What an engine gave, if it is n answers of known tokens to every prompt; PluginError else."""
+    who = named(engine.part)
+    lists = isinstance(given, (list, tuple)) and all(isinstance(of, (list, tuple)) for of in given)
+    if not lists or [len(of) for of in given] != [n] * len(prompts):
+        what = f"{[len(of) for of in given]} answers" if lists else type(given).__name__
+        raise PluginError(f"{who} gave {what} for {len(prompts)} prompts; it must give {n} answers to each")
+    for answers, group in zip(given, prompts, strict=True):
+        for i, answer in enumerate(answers):
+            where = f"{who} gave, for prompt {group.key} ({excerpt(group.text)}), answer {i},"
+            if not isinstance(answer, Answer):
+                raise PluginError(f"{where} a {type(answer).__name__}; it must be an Answer")
+            if not all(isinstance(token, int) for token in answer.ids):
+                kind = next(type(token).__name__ for token in answer.ids if not isinstance(token, int))
+                raise PluginError(f"{where} a token id of type {kind}; ids are whole numbers")
+            if answer.ids and (min(answer.ids) < 0 or (vocabulary is not None and max(answer.ids) >= vocabulary)):
+                raise PluginError(f"{where} a token id outside 0 to {(vocabulary or 0) - 1}: {max(answer.ids)}")
+    return [list(answers) for answers in given]
+
+
+def _vocabulary(model: Any) -> int | None:
+    """Token ids that a model knows; None for models of another kind."""
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    return getattr(embeddings, "num_embeddings", None)
 
 
 @dataclass(frozen=True)
@@ -220,15 +241,17 @@ class Sampler:
 
     def __call__(self, prompts: list[PromptGroup], n: int, sampling: Sampling) -> list[list[Answer]]:
         """n answers to each prompt."""
-        engine = self.engine or Chosen(
-            catalogue().get("engine", DEFAULT_ENGINE), catalogue().get("engine", DEFAULT_ENGINE).settings()
-        )
+        engine = engine_or_default(self.engine)
         seeds = [self._seeds(group, n) for group in prompts]
-        with torch.autocast(_device_type(self.model), torch.bfloat16, enabled=self.bf16):
-            answers: list[list[Answer]] = call_named(
+        with (
+            blaming(engine.part, "generate"),
+            torch.autocast(_device_type(self.model), torch.bfloat16, enabled=self.bf16),
+        ):
+            given = call_named(
                 engine.part.generate, model=self.model, tokenizer=self.tokenizer, prompts=[p.prompt for p in prompts],
                 n=n, sampling=sampling, settings=engine.settings, seeds=seeds,
             )  # fmt: skip
+        answers = _answers(engine, given, prompts, n, _vocabulary(self.model))
         for group in answers:
             for answer in group:
                 answer.version = self.version

@@ -6,21 +6,29 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from unified.checkpoint import resume, save_checkpoint
+from unified.blame import named_step
+from unified.checkpoint import keep_best_weights, load_best_weights, resume, save_checkpoint
 from unified.data import PromptGroup
+from unified.disk import space_for
 from unified.evaluate import evaluate
-from unified.interrupt import StopRequest
+from unified.guard import batch_done, warn
+from unified.interrupt import StopRequest, StopSignal
 from unified.models import Artifact, save_model
-from unified.run import Run, Table
+from unified.run import Collected, Run, Table
 from unified.set_up import set_up
 from unified.stage import StageContext, StageResult, TrainSettings
 from unified.step import count, optimise, prepare
-from unified.stream import seed_of
+from unified.stream import seed_all, seed_of
+
+#: answers of a collected batch whose repetitions are counted (16 of 1,024 tokens take 2 ms), and their fewest tokens
+REPEATED_OF, REPEATED_IN = 16, 16
 
 
 def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
@@ -42,64 +50,130 @@ def train(stage: StageContext, settings: TrainSettings) -> tuple[Run, dict[str, 
     """Train without writing a model; the run that is returned holds it in memory."""
     run = set_up(stage, settings)
     resumed = resume(run)
-    loop = Loop(run, saved_at=run.step)
-    if settings.eval_on_start and not resumed:
-        loop.evaluate(written=True)
-    with StopRequest() as stop:
-        while run.step < run.steps and run.streams[0].position < run.total_prompts:
+    with StopRequest(alone=run.processes.count == 1) as stop:
+        loop = Loop(run, stop, saved=_place(run) if resumed else None)
+        if settings.eval_on_start and not resumed:
+            loop.evaluate(written=True)
+        while run.collected or (run.step < run.steps and run.streams[0].position < run.total_prompts):
             loop.iterate()
-            if run.processes.most(stop.asked):
-                loop.save()
-                raise KeyboardInterrupt
-    loop.evaluate(written=True)
+            loop.pause()
+        loop.evaluate(written=True)
     loop.restore_best()
     return run, loop.summary()
 
 
 @dataclass
 class Loop:
-    """The loop over collected batches, and what it reports."""
+    """The loop over collected batches, and what it reports.
+
+    saved: where in the run the newest checkpoint stands; None before the first. mark: when the collected batch began.
+    """
 
     run: Run
-    evaluated_at: int = -1
-    saved_at: int = 0
+    stop: StopRequest
+    saved: tuple[int, bool] | None = None
     mark: float = 0.0
 
     def iterate(self) -> None:
-        """One collected batch: collect to credit, the optimiser steps on it, control and report."""
+        """One collected batch: collect to credit, the optimiser steps on it, control and report.
+
+        Of one that an earlier process began, what is left.
+        """
         run, settings = self.run, self.run.settings
-        driver, *others = run.streams
         self.mark = time.time()
-        torch.manual_seed(seed_of("step", run.stage.seed, run.iteration, run.processes.rank))
+        now = run.collected or self.collect()
+        run.collected = now
+        self.mark -= now.seconds
+        while now.metrics is None and now.epoch < settings.inner_epochs and run.step < run.steps:
+            self.learn(now)
+            if now.epoch < settings.inner_epochs and run.step < run.steps:
+                self.save_if_due()
+                self.pause()
+        if now.metrics is None:
+            run.iteration += 1
+            now.metrics = self.control(run.step - now.before)
+            every = settings.ref_sync_steps
+            if every and run.step // every > now.before // every:
+                run.renew_reference()
+        measured: dict[str, float] = {}
+        if settings.eval_steps and run.step // settings.eval_steps > now.before // settings.eval_steps:
+            measured = self.evaluate()
+        self.report(now.table, now.metrics | measured)
+        run.collected = None
+        self.save_if_due()
+
+    def collect(self) -> Collected:
+        """The next collected batch, up to credit."""
+        run, settings = self.run, self.run.settings
+        driver = run.streams[0]
+        seed_all("step", run.stage.seed, run.iteration, run.processes.rank)
         prompts = min(settings.collect_size or settings.batch_size, run.total_prompts - driver.position)
         if not driver.online:  # no row twice in one step: a pass over the data ends with what is left of it
             prompts = min(prompts, len(driver.rows) - driver.position % len(driver.rows))
         parts = math.ceil(prompts / settings.batch_size)
-        before = run.step
-        table = prepare(run, driver, prompts, several_steps=parts * settings.inner_epochs > 1)
-        for epoch in range(settings.inner_epochs):
-            for index in split(run, table, parts, epoch):
-                if run.step >= run.steps:
-                    break
-                beside = [prepare(run, s, s.per_step or 1, several_steps=False) for s in others]
-                works = [count(run, t, list(range(len(t.rows)))) for t in beside]
-                optimise(run, [*works, count(run, table, index)])
-        run.iteration += 1
-        metrics = self.control(run.step - before)
-        every = settings.ref_sync_steps
-        if every and run.step // every > before // every:
-            run.renew_reference()
-        if settings.eval_steps and run.step // settings.eval_steps > before // settings.eval_steps:
-            metrics |= self.evaluate()
-        self.report(table, metrics)
-        if settings.save_steps and run.step - self.saved_at >= settings.save_steps and run.step < run.steps:
+        with self.as_if_not_begun():
+            table = prepare(run, driver, prompts, several_steps=parts * settings.inner_epochs > 1)
+        return Collected(table, parts, run.step)
+
+    def learn(self, now: Collected) -> None:
+        """The next optimiser step on a collected batch, with fresh rows of the other streams.
+
+        Whatever it draws at random follows from its number, so that the step before may have been another process's.
+        """
+        run, others = self.run, self.run.streams[1:]
+        seed_all("learn", run.stage.seed, run.step, run.processes.rank)
+        with self.as_if_not_begun():
+            beside = [prepare(run, s, s.per_step or 1, several_steps=False) for s in others]
+        index = split(run, now.table, now.parts, now.epoch)[now.part]
+        works = [count(run, t, list(range(len(t.rows)))) for t in beside]
+        optimise(run, [*works, count(run, now.table, index)])
+        now.epoch, now.part = divmod(now.epoch * now.parts + now.part + 1, now.parts)
+
+    @contextmanager
+    def as_if_not_begun(self) -> Iterator[None]:
+        """A rollout or evaluation: may take long, and changes little. A stop within it leaves at once.
+
+        What it had changed is put back and a checkpoint written: it will be done again, to the same end.
+        """
+        run = self.run
+        streams = [(s.position, s.left_out) for s in run.streams]
+        sums, kept, kept_top, pending = dict(run.sums), len(run.kept), len(run.kept_top), list(run.guard.pending)
+        try:
+            with self.stop.at_once():
+                yield
+        except StopSignal:
+            for stream, (position, left_out) in zip(run.streams, streams, strict=True):
+                stream.position, stream.left_out = position, left_out
+            run.sums, run.guard.pending = sums, pending
+            for known, before in ((run.kept, kept), (run.kept_top, kept_top)):
+                for place in list(known)[before:]:  # in the order in which they were kept
+                    del known[place]
+            self.save()
+            raise
+
+    def pause(self) -> None:
+        """Between two optimiser steps: where somebody asked to stop, all processes save and leave together."""
+        asked = self.run.processes.most(self.stop.asked)
+        if asked:
+            self.save()
+            raise StopSignal(asked)
+
+    def save_if_due(self) -> None:
+        """A checkpoint every `save_steps` optimiser steps, but not after the last one."""
+        run, every = self.run, self.run.settings.save_steps
+        if every and run.step - (self.saved[0] if self.saved else 0) >= every and run.step < run.steps:
             self.save()
 
     def save(self) -> None:
-        """A checkpoint to go on from."""
+        """A checkpoint to go on from, where there is something new to keep."""
         run = self.run
+        place = _place(run)
+        if place in (self.saved, (0, False)):
+            return
+        if run.collected:
+            run.collected.seconds = time.time() - self.mark
         folder = save_checkpoint(run)
-        self.saved_at = run.step
+        self.saved = place
         run.stage.notify("checkpoint_saved", stage=run.stage.name, step=run.step, folder=str(folder))
 
     def control(self, steps: int) -> dict[str, float]:
@@ -108,25 +182,26 @@ class Loop:
         totals = run.processes.totals(run.sums)
         run.sums = {}
         metrics = means(totals, max(steps, 1))
-        for stream in run.streams:
-            for term in stream.terms:
-                if term.algorithm.update:
-                    own = {k.removeprefix(f"{term.algorithm.name}/"): v for k, v in metrics.items()}
-                    term.state = dict(term.call("update", totals={**metrics, **own}))
+        batch_done(run, metrics)
+        for term in (t for stream in run.streams for t in stream.terms if t.algorithm.update):
+            own = {k.removeprefix(f"{term.algorithm.name}/"): v for k, v in metrics.items()}
+            with named_step(run.stage.name, run.step):
+                term.state = term.updated({**metrics, **own})
         return metrics
 
     def report(self, table: Table, metrics: dict[str, float]) -> None:
         """Metrics and a few samples to their files, and the event."""
         run = self.run
-        metrics = group_metrics(run, table.groups) | metrics
+        metrics = group_metrics(run, table.groups) | said(run, table) | metrics
         seconds = max(time.time() - self.mark, 1e-9)
         metrics["tokens_per_second"] = metrics.get("tokens", 0.0) / seconds
         row = {"step": run.step, "iteration": run.iteration, "seconds": seconds, **metrics}
         if run.accelerator.is_main_process:
-            with (run.stage.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
+            write_metrics(run, row)
             write_samples(run, table.groups[: run.settings.sample_rows])
         run.last = metrics
+        for sign in run.watch.look(metrics):
+            warn(run, sign.kind, sign.message, sign.values)
         run.stage.notify("step_finished", stage=run.stage.name, step=run.step, metrics=metrics)
         run.stage.progress(run.step, run.steps, metrics)
 
@@ -136,24 +211,23 @@ class Loop:
         written: as a line of its own in metrics.jsonl, and not with those of the step.
         """
         run = self.run
-        if run.settings.evaluation is None or self.evaluated_at == run.step:
+        if run.settings.evaluation is None or run.evaluated_at == run.step:
             return {}
-        self.evaluated_at = run.step
-        measured = evaluate(run)
-        run.evaluated = measured
+        with self.as_if_not_begun():
+            measured = evaluate(run)
         name = run.settings.metric_for_best_model
-        if name:
-            run.keep_best(measured, name)
+        if name and run.is_best(measured, name):
+            keep_best_weights(run)
+        run.evaluated, run.evaluated_at = measured, run.step
         if written and run.accelerator.is_main_process:
-            with (run.stage.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"step": run.step, **{k: _finite(v) for k, v in measured.items()}}) + "\n")
+            write_metrics(run, {"step": run.step, **measured})
         return measured
 
     def restore_best(self) -> None:
         """Put the best weights back, where a metric was named."""
         run = self.run
         if run.best is not None:
-            run.roles.load_state_dict(run.best.weights, strict=False)
+            load_best_weights(run)
             run.evaluated = run.best.measured
 
     def summary(self) -> dict[str, Any]:
@@ -167,6 +241,8 @@ class Loop:
                 said = ", ".join(f"{name} {number}" for name, number in stream.left_out.items())
                 run.stage.say(f"{run.stage.name}: of rows that stay in their file, as they were drawn: {said}")
         out |= {"dropped_rows": dict(dropped), "layout": run.layout}
+        if run.watch.told:
+            out["warnings"] = dict(run.watch.told)
         if run.dropped.problems:
             out["dropped_places"] = run.dropped.problems
         if not all(run.roles.plain_head.values()):
@@ -225,9 +301,40 @@ def group_metrics(run: Run, groups: list[PromptGroup]) -> dict[str, float]:
     return out
 
 
+def said(run: Run, table: Table) -> dict[str, float]:
+    """What the sampled answers show of the policy's choice.
+
+    nats: mean of -log p of the tokens drawn, which is the entropy where they were drawn from the whole distribution
+    (not at temperature 0). repeated: of the 4-grams of an answer, those that stood in it before; of `REPEATED_OF`.
+    """
+    sums = {}
+    batch = table.batch
+    if batch.has("sampling_logp") and table.stream.temperature and table.stream.online:
+        drawn = batch.loss_mask & ~batch.probe[:, None]
+        sums["completions/nats"] = (-float((batch.sampling_logp * drawn).sum()), float(drawn.sum()))
+    long = [a.ids for g in table.groups for a in g.answers if len(a.ids) >= REPEATED_IN and not a.probe][:REPEATED_OF]
+    if long and table.stream.online:
+        shares = [1.0 - len(set(zip(i, i[1:], i[2:], i[3:], strict=False))) / (len(i) - 3) for i in long]
+        sums["completions/repeated"] = (sum(shares), float(len(shares)))
+    return {name: value / number for name, (value, number) in run.processes.totals(sums).items() if number}
+
+
+def _place(run: Run) -> tuple[int, bool]:
+    """Where in the run a checkpoint would stand: the step, and whether it is within a collected batch."""
+    return run.step, run.collected is not None
+
+
+def write_metrics(run: Run, row: dict[str, Any]) -> None:
+    """One line of metrics.jsonl."""
+    path = run.stage.folder / "metrics.jsonl"
+    with space_for(path.name, path.parent), path.open("a") as file:
+        file.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
+
+
 def write_samples(run: Run, groups: list[PromptGroup]) -> None:
     """One answer of each of a few prompts, as text, with its reward."""
-    with (run.stage.folder / "samples.jsonl").open("a") as file:
+    path = run.stage.folder / "samples.jsonl"
+    with space_for(path.name, path.parent), path.open("a") as file:
         for group in groups:
             answer = max(group.answers, key=lambda a: a.total_reward or 0.0)
             text = answer.text or run.tokenizer.decode(answer.ids, skip_special_tokens=True)

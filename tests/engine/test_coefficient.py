@@ -135,9 +135,9 @@ def test_what_is_no_coefficient_is_named(given: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda batch: batch.logp.mean(), r"the loss of 'mine' is \[\]; .* = \[4, 2\], \[4\] or \[2\]"),
-        (lambda batch: batch.logp[:, :1], r"the loss of 'mine' is \[4, 1\]; it must be unreduced"),
-        (lambda batch: batch.logp.sum(1)[:3], r"the loss of 'mine' is \[3\]; it must be unreduced"),
+        (lambda batch: batch.logp.mean(), r"the loss of algorithm 'mine' is \[\]; .* = \[4, 2\], \[4\] or \[2\]"),
+        (lambda batch: batch.logp[:, :1], r"the loss of algorithm 'mine' is \[4, 1\]; it must be unreduced"),
+        (lambda batch: batch.logp.sum(1)[:3], r"the loss of algorithm 'mine' is \[3\]; it must be unreduced"),
         (lambda batch: {"value": batch.logp}, "algorithm 'mine' pushes 'value' but declares"),
         (lambda batch: 0.5, "loss of algorithm 'mine' gave float for logp; it must be a tensor"),
     ],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import re
 from typing import Any
 
+import numpy
 import pytest
 import torch
 
@@ -18,10 +21,11 @@ from unified import (
     Reward,
     Rule,
     Settings,
+    UserError,
     catalogue,
 )
 from unified.coefficient import Term
-from unified.stream import Sampler, Stream, seed_of
+from unified.stream import Sampler, Stream, seed_all, seed_of
 
 
 def chosen(part: Any, **written: Any) -> Chosen:
@@ -122,17 +126,35 @@ def test_rewards_are_written_to_the_answers_per_answer_or_per_token() -> None:
         ([[1.0, 2.0], [1.0]], r"reward 'rule' gave \[2, 1\] judgements for \[2, 2\] answers"),
         ([1.0, 2.0, 3.0, 4.0], r"gave no lists judgements for \[2, 2\] answers; it must give a list for every group"),
         (None, r"reward 'rule' gave NoneType judgements for \[2, 2\] answers"),
-        ([[1.0, float("nan")]] * 2, "gave nan for the answer 'second'; a reward is a finite number, or None"),
-        ([[float("-inf"), 1.0]] * 2, "reward 'rule' gave -inf for the answer 'first'"),
         ([["good", 1.0]] * 2, "reward 'rule' gave 'good' for the answer 'first'"),
-        ([[[1.0, float("nan")], 1.0]] * 2, "reward 'rule' gave nan for the answer 'first'"),
         ([[[1.0, None], 1.0]] * 2, "reward 'rule' gave None for the answer 'first'"),
-        ([[[1.0, 2.0, 3.0], 1.0]] * 2, "stage 'rl': reward 'rule' gave 3 numbers for 2 tokens"),
+        ([[[1.0, 2.0, 3.0], 1.0]] * 2, "stage 'rl': reward 'rule' gave 3 numbers for the 2 tokens of 'first'"),
     ],
 )  # fmt: skip
 def test_judgements_that_do_not_fit_are_named_with_stage_and_reward(given: Any, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         judged(lambda groups: given)
+
+
+@pytest.mark.parametrize(
+    ("given", "which"),
+    [
+        ([[1.0, float("nan")]] * 2, r"nan for prompt 0 \(''\), answer 1 \('second'\)"),
+        ([[float("-inf"), 1.0]] * 2, r"-inf for prompt 0 \(''\), answer 0 \('first'\)"),
+        ([[[1.0, float("nan")], 1.0]] * 2, r"nan for prompt 0 \(''\), answer 0 \('first'\)"),
+    ],
+)
+def test_a_reward_that_is_not_finite_is_named_with_its_sample_or_told_and_missing(given: Any, which: str) -> None:
+    with pytest.raises(UserError, match=f"stage 'rl': reward 'rule' gave {which}"):
+        judged(lambda groups: given)
+    stream = stream_of(lambda groups: given, rows=2)
+    stream.shuffle = False
+    groups, found = [row for _, row in stream.draw(2)], []
+    stream.judge(groups, found.append)
+    assert [f.quantity for f in found] == ["reward"] * 2
+    assert re.search(which, found[0].text)
+    assert [[a.reward is None for a in g.answers].count(True) for g in groups] == [1, 1]
+    assert all(len(g.reasons) == 1 for g in groups)
 
 
 def test_a_reward_that_raises_is_named_with_its_stage() -> None:
@@ -252,7 +274,7 @@ def test_sampled_answers_carry_the_version_of_the_weights() -> None:
     class Engine:
         """The stranger's engine without its model."""
 
-        name = "fixed"
+        name, kind = "fixed", "engine"
 
         @staticmethod
         def generate(prompts: list[list[int]], n: int, sampling: Any) -> list[list[Answer]]:
@@ -267,7 +289,7 @@ def test_sampled_answers_carry_the_version_of_the_weights() -> None:
 class Seeds:
     """An engine that answers with the seeds it was given."""
 
-    name = "seeds"
+    name, kind = "seeds", "engine"
 
     @staticmethod
     def generate(prompts: list[list[int]], n: int, seeds: list[list[int]]) -> list[list[Answer]]:
@@ -324,3 +346,13 @@ def test_judging_a_row_in_one_pass_leaves_it_as_the_data_say_for_the_next() -> N
         assert stream.judge(groups) == {"own": (3.0, 1)}
         assert groups[0].answers[0].reward == 0.5
     assert (rows[0].answers[0].reward, rows[0].answers[0].columns) == (1.0, {})
+
+
+def test_what_a_reward_draws_from_any_global_generator_follows_from_its_place_in_the_run() -> None:
+    def drawn(*place: object) -> tuple[float, float, float]:
+        seed_all(*place)
+        return random.random(), float(numpy.random.rand()), float(torch.rand(()))
+
+    first = drawn("judge", 0, 3)
+    assert drawn("judge", 0, 3) == first
+    assert all(a != b for a, b in zip(drawn("judge", 0, 4), first, strict=True))
