@@ -47,6 +47,20 @@ def test_help_imports_neither_torch_nor_transformers_nor_plugins() -> None:
         assert f"  {command} " in out
 
 
+def test_the_help_of_no_command_imports_torch() -> None:
+    code = (
+        "import sys\nimport typer.main\nfrom typer.testing import CliRunner\nfrom unified.cli import app\n"
+        "group = typer.main.get_command(app)\n"
+        "commands = [[n] for n in group.commands] + [['plugin', n] for n in group.commands['plugin'].commands]\n"
+        "codes = {CliRunner().invoke(app, [*c, '--help']).exit_code for c in commands}\n"
+        "print(len(commands), codes, [m for m in ('torch', 'transformers', 'unified_plugins') if m in sys.modules])\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    number, rest = out.split(" ", 1)
+    assert int(number) > 20
+    assert rest == "{0} []\n"
+
+
 def test_help_takes_less_than_half_a_second() -> None:
     def seconds() -> float:
         begin = time.monotonic()

@@ -108,7 +108,7 @@ def test_columns_that_nobody_can_place_are_named_with_what_formats_need_and_no_f
     result = unified(name)
     assert result.exit_code == 0
     assert "not placed: ID, Question, Answer" in result.stdout
-    assert "try --columns question=Question" in result.stdout
+    assert "try in a recipe: columns: {question: Question, answer: Answer}" in result.stdout
     assert "question_answer: Rows of `question` and `answer`" in result.stdout
     assert told(name)["columns"][0] == {"name": "ID", "becomes": [], "holds": "number"}
     found = look(name, columns=["question=Question", "answer=Answer"])

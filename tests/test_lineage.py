@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,3 +135,47 @@ def test_the_command_prints_the_tree() -> None:
     result = CliRunner().invoke(app, ["lineage", "first/two/model"], catch_exceptions=False)
     assert result.exit_code == 0
     assert result.stdout.splitlines() == render(lineage(Path("first/two/model")))
+
+
+def adapter(base: str, name: str = "adapter") -> None:
+    Path(name).mkdir()
+    Path(name, "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
+    Path(name, "weights.safetensors").write_text("turned ")
+
+
+def test_a_folded_adapter_is_followed_to_the_model_that_it_adapts() -> None:
+    run()
+    adapter("../first/two/model")
+    run("second", "./adapter")
+    [found] = lineage(Path("second/two/model"))
+    adapted = str(Path("first/two/model").resolve())
+    assert names(found) == ["two", "one", "./adapter", "two", "one", "./iron"]
+    assert [reference for reference, _ in found.inputs[0][1].inputs[0][1].inputs] == [adapted]
+    assert f"      from {adapted}: two  train" in "\n".join(render(lineage(Path("second/two/model"))))
+
+
+def test_an_adapter_of_a_model_that_no_stage_made_ends_at_that_model() -> None:
+    adapter("../iron")
+    run("second", "./adapter")
+    [found] = lineage(Path("second/two/model"))
+    start = found.inputs[0][1].inputs[0][1].inputs[0][1]
+    assert (start.name, start.inputs) == (str(Path("iron").resolve()), [])
+    assert start.about[1] == "where it came from is not written down"
+
+
+def test_an_adapter_whose_model_was_made_anew_since_says_so() -> None:
+    run()
+    adapter("../first/two/model")
+    run("second", "./adapter")
+    run("first", "./iron", "stages.one.mark=x")
+    [found] = lineage(Path("second/two/model"))
+    lost = found.inputs[0][1].inputs[0][1].inputs[0][1]
+    assert "holds another result by now; this one is gone" in lost.about[1]
+
+
+def test_an_adapter_that_adapts_another_one_is_followed_through_both() -> None:
+    adapter("../iron", "inner")
+    adapter("../inner")
+    run("second", "./adapter")
+    [found] = lineage(Path("second/two/model"))
+    assert [Path(name).name for name in names(found)] == ["two", "one", "adapter", "inner", "iron"]

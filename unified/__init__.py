@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unified import api as api
+    from unified import testing as testing
     from unified import training as training
     from unified.attention import packed_masks as packed_masks
     from unified.batch import Batch as Batch
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from unified.errors import PluginError as PluginError
     from unified.errors import Problem as Problem
     from unified.errors import UserError as UserError
+    from unified.errors import cut_short as cut_short
     from unified.errors import did_you_mean as did_you_mean
     from unified.hookspecs import hookimpl as hookimpl
     from unified.judges import Judge as Judge
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from unified.parts import RolloutEngine as RolloutEngine
     from unified.parts import Rule as Rule
     from unified.parts import StageKind as StageKind
+    from unified.precision import plain_float32 as plain_float32
     from unified.recipe import load_recipe as load_recipe
     from unified.registry import Catalogue as Catalogue
     from unified.registry import call_named as call_named
@@ -50,6 +54,7 @@ if TYPE_CHECKING:
     from unified.render import number_columns as number_columns
     from unified.render import tools_of as tools_of
     from unified.runner import run_recipe as run_recipe
+    from unified.secret import masked as masked
     from unified.settings import Chosen as Chosen
     from unified.settings import Field as Field
     from unified.settings import Settings as Settings
@@ -69,24 +74,24 @@ _HOME = {
     "check_recipe": "check", "examine": "coefficient_tool", "load_recipe": "recipe", "run_recipe": "runner",
     "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data", "TokenRow": "data",
     "FormatError": "errors", "PluginError": "errors", "Problem": "errors", "UserError": "errors",
-    "did_you_mean": "errors",
+    "did_you_mean": "errors", "cut_short": "errors",
     "hookimpl": "hookspecs", "Judge": "judges",
     "Artifact": "models", "save_model": "models", "stored_value_head": "models",
     "Algorithm": "parts", "DataFormat": "parts", "Dataset": "parts", "DataSource": "parts", "Reward": "parts",
-    "RolloutEngine": "parts", "Rule": "parts", "StageKind": "parts",
+    "plain_float32": "precision", "RolloutEngine": "parts", "Rule": "parts", "StageKind": "parts",
     "Catalogue": "registry", "call_named": "registry", "catalogue": "registry", "using": "registry",
-    "Renderer": "render", "number_columns": "render", "tools_of": "render",
+    "Renderer": "render", "number_columns": "render", "tools_of": "render", "masked": "secret",
     "Chosen": "settings", "Field": "settings", "Settings": "settings", "choice": "settings",
     "StageContext": "stage", "StageResult": "stage", "TrainSettings": "stage",
     "Job": "work", "Measure": "work", "Rows": "work", "Work": "work",
 }  # fmt: skip
 
-__all__ = ["__version__", "training", *sorted(_HOME)]
+__all__ = ["__version__", "api", "testing", "training", *sorted(_HOME)]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "training":
-        return import_module("unified.training")
+    if name in ("api", "testing", "training"):
+        return import_module(f"unified.{name}")
     if name in _HOME:
         return getattr(import_module(f"unified.{_HOME[name]}"), name)
     raise AttributeError(f"module 'unified' has no attribute '{name}'")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unified.errors import UserError
+from unified.weights import refuse_pickled_adapter
 
 CONFIG = "adapter_config.json"
 _WHOLE = ("model*.safetensors", "pytorch_model*.bin")
@@ -43,7 +44,7 @@ def adapter_at(path: Path | str, *, fetch: bool = True) -> dict[str, Any] | None
         return None
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{CONFIG} of {path} cannot be read: {error}") from error
     if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
         raise UserError(f"the adapter {path} does not say which model it adapts", f"{CONFIG}: base_model_name_or_path")
@@ -83,7 +84,9 @@ def folded(model: Any, path: Path | str) -> Any:
     import peft
 
     try:
+        refuse_pickled_adapter(path)
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # what peft asks of transformers
             warnings.filterwarnings("error", message=".*Found missing adapter keys")
             adapted = peft.PeftModel.from_pretrained(model, str(path), is_trainable=False)
             weights = peft.load_peft_weights(str(path), device="cpu")

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
@@ -17,6 +16,7 @@ from unified.fit import Policy
 from unified.judges import judges_of, load_judges
 from unified.left_out import Counts, told
 from unified.models import Artifact
+from unified.precision import use_fast_float32
 from unified.processes import Processes
 from unified.registry import call_named
 from unified.render import render_rows
@@ -25,7 +25,7 @@ from unified.run import Run, heads_without_gradient, tabulate
 from unified.set_up import choose_layout, make_renderer
 from unified.settings import Chosen
 from unified.stage import StageContext, TrainSettings
-from unified.stream import NoSampler, Sampler, Stream, seed_of
+from unified.stream import NoSampler, Sampler, Stream, seed_all, seed_of
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Bench:
         source: Chosen | None = None,
         engine: Chosen | None = None,
         max_length: int | None = None,
-        tokens_per_micro_batch: int = 8192,
+        tokens_per_micro_batch: int | None = None,
     ) -> None:
         """Load the models. UserError for one that is not there or not of the kind that is needed."""
         self.stage, self.rewards = stage, list(rewards)
@@ -62,6 +62,7 @@ class Bench:
         models |= judges
         self.renderer = make_renderer(self.tokenizer, models, max_length)
         accelerator = Accelerator()
+        use_fast_float32(accelerator.device)
         for model in models.values():
             model.requires_grad_(False).eval()
         roles = Roles(models).to(accelerator.device)
@@ -142,7 +143,7 @@ class Bench:
 
     def judge(self, groups: list[PromptGroup], reward: int = 0) -> None:
         """Write the judgement of the reward of that number into the answers; None where it failed."""
-        torch.manual_seed(seed_of("judge", self.stage.name, self.stage.seed, reward, self.run.processes.rank))
+        seed_all("judge", self.stage.name, self.stage.seed, reward, self.run.processes.rank)
         self._stream(None, self.rewards[reward]).judge(groups)
         self.stage.notify("groups_judged", stage=self.stage.name, step=0, groups=groups)
 
@@ -164,7 +165,7 @@ class Bench:
 
     def call(self, chosen: Chosen, function: str, **arguments: Any) -> Any:
         """Call a function of a part; what it raises is attributed to the part and the stage."""
-        return self._stream(None, None)._call(chosen, function, **arguments)
+        return self._stream(None, None).call(chosen, function, **arguments)
 
     def together(self, mine: Sequence[T]) -> list[T]:
         """What all processes made of their shares, in the order of the rows."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unified.edges import ASPECTS, KEY, TOKENS, Models, read_allowed
-from unified.errors import PluginError, Problem, UserError, unknown_name
+from unified.errors import PluginError, Problem, UserError, first_of, unknown_name
 from unified.expect import read_expectations
 from unified.made import made_by, references
 from unified.measured import metric_problems
@@ -136,7 +136,7 @@ class _Check:
         texts = self.recipe.problem_texts()
         if texts:
             count = f"{len(texts)} problems" if len(texts) > 1 else "1 problem"
-            raise UserError("\n".join([*texts, f"{count} in {self.recipe.source}; nothing was run"]))
+            raise UserError("\n".join([*first_of(texts), f"{count} in {self.recipe.source}; nothing was run"]))
         return Plan(self.recipe, [stage for stage in self.planned.values() if stage is not None])
 
     def _typed(self, name: str) -> PlannedStage | None:

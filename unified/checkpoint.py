@@ -36,7 +36,7 @@ from unified.packing import Written, read_packed, read_tensors, size_of, write_b
 from unified.run import Best, Collected, Run, Table
 
 FOLDER, DRAFT, INDEX, WEIGHTS = "checkpoint", "draft", "index.json", "weights.safetensors"
-FILES = ("metrics.jsonl", "samples.jsonl")
+FILES = ("metrics.jsonl", "samples.jsonl", "lens.jsonl")
 VERSION = 1
 _STEP = re.compile(r"step-(\d+)(-within)?")
 

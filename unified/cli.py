@@ -5,28 +5,41 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unified.errors import PluginError, UserError
+from unified import __version__, cli_lens, cli_models, cli_plugins, cli_report
+from unified.names import completes, completes_kinds
+from unified.saying import leave, said_plainly
 
 if TYPE_CHECKING:
     from unified.recipe import Recipe
 
 app = typer.Typer(
-    help="Post-training of language models: recipes of stages, algorithms as plugins.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-plugin = typer.Typer(help="Look after plugins.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(plugin, name="plugin")
+app.add_typer(cli_plugins.plugin, name="plugin")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"unified {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Post-training of language models: recipes of stages, algorithms as plugins."""
+
 
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting; may be given again.")
@@ -35,27 +48,6 @@ Output = Annotated[Path | None, typer.Option("--output", help="The run folder. W
 Profile = Annotated[str | None, typer.Option("--profile", help="Lay this profile of the recipe over it.")]
 Force = Annotated[bool, typer.Option("--force", help="Use a run folder that holds another run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but the table at the end.")]
-
-
-@contextmanager
-def _said_plainly() -> Iterator[None]:
-    """Mistakes of the user end with exit code 2, those of plugins with 1, Ctrl-C with 130; none with a traceback."""
-    try:
-        yield
-    except UserError as error:
-        _leave(str(error), 2)
-    except PluginError as error:
-        _leave(str(error), 1)
-    except KeyboardInterrupt:
-        _leave("stopped; run the same command again to go on", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not try again
-        raise typer.Exit(1) from None
-
-
-def _leave(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(code)
 
 
 @app.command()
@@ -70,8 +62,10 @@ def run(
     """Run the stages of a recipe; go on where it was cut off.
 
     Stages that are done, and whose settings and inputs have not changed, are skipped.
+
+    Example: unified run recipes/quickstart.yaml --set seed=1
     """
-    with _said_plainly():
+    with said_plainly():
         from unified.recipe import load_recipe
 
         _run(load_recipe(recipe, sets or (), profile), output, force=force, quiet=quiet)
@@ -86,8 +80,10 @@ def check(
     """Find everything that is wrong with a recipe.
 
     No model is loaded and no file is written.
+
+    Example: unified check recipes/quickstart.yaml
     """
-    with _said_plainly():
+    with said_plainly():
         from unified.check import check_recipe
         from unified.recipe import load_recipe
         from unified.unverified import not_yet_verified
@@ -102,7 +98,9 @@ def check(
 
 @app.command()
 def train(
-    algorithm: Annotated[str, typer.Argument(help="See: unified list algorithms")],
+    algorithm: Annotated[
+        str, typer.Argument(help="See: unified list algorithms", autocompletion=completes("algorithm"))
+    ],
     model: Annotated[str, typer.Option("--model", help="A model folder, a hub id, or {new: ..., tokenizer: ...}.")],
     data: Annotated[str, typer.Option("--data", help="A dataset by name, a file, or {name: ..., SETTING: ...}.")],
     output: Output = None,
@@ -113,8 +111,10 @@ def train(
     """Run one training stage without a recipe file.
 
     --set takes settings of the stage or of the algorithm.
+
+    Example: unified train ALGORITHM --model runs/quickstart/first/model --data rows.jsonl --set learning_rate=1e-5
     """
-    with _said_plainly():
+    with said_plainly():
         from unified.recipe import one_stage_recipe
 
         _run(one_stage_recipe(algorithm, model, data, sets or ()), output, force=force, quiet=quiet)
@@ -122,8 +122,11 @@ def train(
 
 @app.command()
 def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
-    """Tell how far a run is: which stages are done, running, cut off, or no longer fit the recipe."""
-    with _said_plainly():
+    """Tell how far a run is: which stages are done, running, cut off, or no longer fit the recipe.
+
+    Example: unified status runs/quickstart
+    """
+    with said_plainly():
         from rich.console import Console
 
         from unified.status import print_status, status_of
@@ -150,8 +153,10 @@ def plan(
     """Tell what a recipe would run, why, and what it costs.
 
     Steps, tokens, operations, memory by part, and time on --hardware. Nothing is run and no weights are loaded.
+
+    Example: unified plan recipes/quickstart.yaml --hardware 8xH100
     """
-    with _said_plainly():
+    with said_plainly():
         from unified.plan import tell
 
         law = {"parameters": parameters, "tokens": tokens, "larger": larger, "gpu_days": gpu_days}
@@ -162,8 +167,11 @@ def plan(
 def lineage(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, one of its stages, or a model.")],
 ) -> None:
-    """Tell where a model came from: every stage back to the start, with data, seeds, versions and hashes."""
-    with _said_plainly():
+    """Tell where a model came from: every stage back to the start, with data, seeds, versions and hashes.
+
+    Example: unified lineage runs/quickstart
+    """
+    with said_plainly():
         from unified.lineage import lineage as found
         from unified.lineage import render
 
@@ -173,10 +181,15 @@ def lineage(
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Argument(help="algorithms, datasets, rewards, stages, ...")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="algorithms, datasets, rewards, stages, ...", autocompletion=completes_kinds)
+    ] = None,
 ) -> None:
-    """List the parts that are installed, by kind."""
-    with _said_plainly():
+    """List the parts that are installed, by kind.
+
+    Example: unified list rewards
+    """
+    with said_plainly():
         from rich.console import Console
 
         from unified.show import list_parts
@@ -186,11 +199,14 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A part that `unified list` shows.")],
+    name: Annotated[str, typer.Argument(help="A part that `unified list` shows.", autocompletion=completes())],
     kind: Annotated[str | None, typer.Option("--kind", help="Where several kinds have a part of that name.")] = None,
 ) -> None:
-    """Show one part: formula, source, settings with defaults."""
-    with _said_plainly():
+    """Show one part: formula, source, settings with defaults.
+
+    Example: unified show constant --kind reward
+    """
+    with said_plainly():
         from rich.console import Console
 
         from unified.show import show_part
@@ -200,7 +216,9 @@ def show(
 
 @app.command()
 def coefficients(
-    algorithm: Annotated[str, typer.Argument(help="See: unified list algorithms")],
+    algorithm: Annotated[
+        str, typer.Argument(help="See: unified list algorithms", autocompletion=completes("algorithm"))
+    ],
     batch: Annotated[Path, typer.Option("--batch", help="A JSON file with logp, loss_mask, reward, ... as tables.")],
     sets: Sets = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -208,8 +226,10 @@ def coefficients(
     """Compute what an algorithm does to each token of numbers.
 
     Printed are the coefficient per head, the weight of each token, and the named loss. No model is loaded.
+
+    Example: unified coefficients ALGORITHM --batch pair.json --set beta=1
     """
-    with _said_plainly():
+    with said_plainly():
         from unified.coefficient_tool import as_text, examine, read_batch
 
         examined = examine(algorithm, read_batch(batch), sets or ())
@@ -232,8 +252,10 @@ def data(
     """Tell what a dataset is taken for, what is in it, and how its rows look to a model.
 
     Format and columns, rows that would be left out or cut, lengths, repeated rows. Nothing is trained.
+
+    Example: unified data rows.jsonl --model runs/quickstart/first/model
     """
-    with _said_plainly():
+    with said_plainly():
         from rich.console import Console
 
         from unified.data_page import as_json as written
@@ -249,32 +271,33 @@ def data(
             show_page(Console(highlight=False), found)
 
 
-@plugin.command("check")
-def plugin_check(
-    name: Annotated[str, typer.Argument(help="A part that `unified list` shows, or a plugin: all of its parts.")],
-    sets: Sets = None,
-) -> None:
-    """Run parts through the contract that every plugin keeps; exit code 1 when something breaks it."""
-    with _said_plainly():
-        from rich.console import Console
-
-        from unified.plugin_tool import check_parts
-
-        if not check_parts(Console(highlight=False), name, sets or ()):
-            raise typer.Exit(1)
+app.command()(cli_plugins.schema)
+cli_models.register(app)
+cli_report.register(app)
+cli_lens.register(app)
 
 
 def _run(recipe: Recipe, output: Path | None, *, force: bool, quiet: bool) -> None:
     from unified.console import RunConsole
+    from unified.errors import PluginError
+    from unified.report.command import after_run
     from unified.runner import StoppedError, Team, run_folder, run_recipe
 
     console = RunConsole(silent=quiet)
     try:
         outcomes = run_recipe(recipe, output, force=force, console=console)
     except StoppedError as error:
-        _leave(f"stopped in stage {error}; run the same command again to go on", 130)
+        if not Team().main:
+            raise typer.Exit(error.code) from None
+        after_run(run_folder(recipe, output), console.say)
+        leave(f"stopped in stage {error}; run the same command again to go on", error.code)
+    except PluginError:
+        if Team().main:
+            after_run(run_folder(recipe, output), console.say)
+        raise
     if Team().main:
         console.table(outcomes, run_folder(recipe, output))
+        after_run(run_folder(recipe, output), console.say)
         if recipe.expect is not None:
             from unified.expect import check_expectations
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from unified.aggregation import CONSTANT_IN_GROUP, Counts, normaliser
 from unified.batch import Batch, Nowhere, Reach
+from unified.blame import blaming, named
 from unified.errors import PluginError, UserError
+from unified.guard import NotFiniteError, check_state, first_not_finite, looks_finite
 from unified.parts import HEADS, STATISTICS, Algorithm
 from unified.registry import call_named
 from unified.settings import Settings
@@ -103,14 +105,37 @@ class Term:
         function: Callable[..., Any] = getattr(self.algorithm, name)
         if "batch" in arguments:
             arguments["batch"] = self.view(arguments["batch"])
-        try:
+        with blaming(self.algorithm, name):
             return call_named(function, settings=self.settings, **({"state": self.state} | arguments))
-        except (UserError, PluginError):
-            raise
-        except Exception as error:
-            raise PluginError(
-                f"{name} of algorithm '{self.algorithm.name}' raised {type(error).__name__}: {error}"
-            ) from error
+
+    def tensors(self, name: str, given: Any, batch: Batch | None = None) -> dict[str, Tensor]:
+        """What one of its functions gave, if it is a mapping to tensors on the batch's device; PluginError else."""
+        if not isinstance(given, Mapping):
+            raise PluginError(f"{name} of {named(self.algorithm)} gave {type(given).__name__}; it must give a mapping")
+        for key, value in given.items():
+            if not isinstance(value, Tensor):
+                what = f"{key} as {type(value).__name__}"
+                raise PluginError(f"{name} of {named(self.algorithm)} gave {what}; it must be a tensor")
+            if batch is not None:
+                check_tensor(value, batch, f"{key} by {name} of {named(self.algorithm)}")
+        return dict(given)
+
+    def updated(self, totals: Mapping[str, float]) -> dict[str, Any]:
+        """Its state after `update`. PluginError for what is no mapping, or holds NaN or infinity."""
+        given = self.call("update", totals=totals)
+        if not isinstance(given, Mapping):
+            raise PluginError(f"update of {named(self.algorithm)} gave {type(given).__name__}; it must give a mapping")
+        check_state(named(self.algorithm), given)
+        return dict(given)
+
+    def measured(self, batch: Batch, statistics: Mapping[str, Tensor]) -> dict[str, tuple[float, float]]:
+        """Its metrics as (sum, count). PluginError for what is no mapping to pairs of numbers."""
+        given = self.call("metrics", batch=batch, statistics=statistics)
+        try:
+            return {str(name): (float(value), float(number)) for name, (value, number) in given.items()}
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            what = f"metrics of {named(self.algorithm)} must give (sum, count), two numbers, by name"
+            raise PluginError(f"{what}: {error}") from error
 
     def rows(self, batch: Batch) -> Tensor:
         """[batch] bool: the rows that the term acts on. Needs whole groups for "best" and "worst"."""
@@ -138,6 +163,14 @@ class Term:
         }
 
 
+def check_tensor(value: Tensor, batch: Batch, what: str) -> None:
+    """PluginError for a tensor on another device than the batch, or of complex numbers."""
+    if value.device != batch.loss_mask.device:
+        raise PluginError(f"{what} lies on {value.device}; the batch is on {batch.loss_mask.device}")
+    if value.is_complex():
+        raise PluginError(f"{what} is of {value.dtype}; it must be real numbers")
+
+
 def _first_of_group(group: Tensor, among: Tensor) -> Tensor:
     """[batch] bool: the first row of each group that is `among`, so that ties choose one answer."""
     place = torch.arange(group.numel(), device=group.device)
@@ -163,19 +196,20 @@ def coefficients(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | No
         given = gradient_of_loss(term, batch, statistics)
     out: dict[str, Tensor] = {}
     for head, value in given.items():
-        if not value.is_floating_point():  # true and false, or whole numbers, would round w to 0
+        what = f"the coefficient of {head} by {named(algorithm)}"
+        check_tensor(value, batch, what)
+        if not value.is_floating_point() or value.element_size() < 4:  # fewer digits would round w, true and false to 0
             value = value.to(torch.get_default_dtype())
         try:
-            full = batch.expand(value, f"the coefficient of {head} by algorithm '{algorithm.name}'")
+            full = batch.expand(value, what)
         except ValueError as error:
             raise PluginError(str(error)) from error
         full = torch.where(batch.probe[:, None], torch.zeros_like(full), full)
-        if not torch.isfinite(full).all():
-            row, place = (~torch.isfinite(full)).nonzero()[0].tolist()
-            raise PluginError(
-                f"the coefficient of {head} by algorithm '{algorithm.name}' is {full[row, place]:g} "
-                f"at answer {row}, token {place}"
-            )
+        bad = None if looks_finite([full]) else first_not_finite(full)
+        if bad is not None:
+            row, time = bad
+            text = f"{what} is {float(full[row, time or 0]):g}"
+            raise NotFiniteError(text, quantity="coefficient", row=row, time=time)
         out[head] = full.detach()
     return out
 
@@ -183,14 +217,12 @@ def coefficients(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | No
 def _by_head(term: Term, what: str, given: Any, bare: str) -> dict[str, Tensor]:
     """What an algorithm gave, by head. PluginError for what is no tensor, or of a head that it does not declare."""
     by_head = dict(given) if isinstance(given, Mapping) else {bare: given}
-    name, declared = term.algorithm.name, sorted(term.aggregations)
+    who, declared = named(term.algorithm), sorted(term.aggregations)
     for head, value in by_head.items():
         if head not in declared:
-            raise PluginError(f"algorithm '{name}' pushes '{head}' but declares {declared} in `aggregation`")
+            raise PluginError(f"{who} pushes '{head}' but declares {declared} in `aggregation`")
         if not isinstance(value, Tensor):
-            raise PluginError(
-                f"{what} of algorithm '{name}' gave {type(value).__name__} for {head}; it must be a tensor"
-            )
+            raise PluginError(f"{what} of {who} gave {type(value).__name__} for {head}; it must be a tensor")
     return by_head
 
 
@@ -203,7 +235,7 @@ def _losses(term: Term, batch: Batch, statistics: Mapping[str, Tensor] | None) -
     for value in by_head.values():
         if value.shape not in (batch.loss_mask.shape, (batch.size,), (batch.groups,)):
             raise PluginError(
-                f"the loss of '{term.algorithm.name}' is {list(value.shape)}; it must be unreduced: "
+                f"the loss of {named(term.algorithm)} is {list(value.shape)}; it must be unreduced: "
                 f"[batch, time], [batch] or [groups] = {[*batch.loss_mask.shape]}, [{batch.size}] or [{batch.groups}]"
             )
     return by_head

@@ -121,6 +121,9 @@ class RunConsole:
             self.console.print(
                 Text(f"Next: train it further with  unified train ALGORITHM --model {model} --data DATA")
             )
+            if last.manifest.model_kind == "policy":
+                self.console.print(Text(f"  or ask it with  unified chat {model}"))
+            self.console.print(Text(f"  or give it away with  unified export {model} FOLDER"))
         else:
             self.console.print(Text(f"The results are in {output}."))
 

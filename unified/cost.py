@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unified.adapters import adapter_at, base_of
 from unified.devices import Hardware
 from unified.errors import UserError
 from unified.settings import Settings
-from unified.stage import ModelSettings
+from unified.stage import AdapterSettings, ModelSettings
 from unified.work import OPERATIONS, Job, Work
 
 FLOAT32, BFLOAT16 = 4, 2
+#: a weight of 4 bits with its scales: 0.127 bits each (Dettmers et al. 2023, arXiv:2305.14314, section 3)
+NF4 = (4 + 0.127) / 8
+#: layers with another multiple of inputs stay in float32; see lora.quantise
+NF4_BLOCK = 64
 #: bytes that a layer keeps per token and hidden unit for the backward pass, in 16 bit, with fused attention:
 #: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1 (34·s·b·h; its term 5·a·s/h is not kept by fused attention)
 ACTIVATION_BYTES = 34
 #: and where activations are recomputed: the input of the layer alone
 CHECKPOINT_BYTES = 2
+#: how models call what is read out at the end
+OUTPUTS = ("lm_head", "score", "classifier", "embed_out")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A model by its configuration: parameters (tied ones once), layers, width, and width of keys of all heads."""
+    """A model by its configuration: parameters (tied ones once), layers, width, and width of keys of all heads.
+
+    matrices: (name, inputs, outputs) of each linear layer but the output.
+    """
 
     parameters: int
     layers: int
     width: int
     key_width: int
+    matrices: tuple[tuple[str, int, int], ...] = ()
+
+    def learning(self, adapter: AdapterSettings | None, *, scalar: bool) -> int:
+        """Parameters that learn: all, or those of an adapter and the read-out of a scalar model."""
+        if adapter is None:
+            return self.parameters
+        length = 1 if adapter.use_dora else 0
+        parts = (adapter.r * (i + o) + length * o for name, i, o in self.matrices if is_adapted(name, adapter))
+        return sum(parts) + (self.width if scalar else 0)
 
 
 @dataclass(frozen=True)
@@ -59,8 +79,9 @@ class Cost:
 def cost_of(work: Work, size: Callable[[str, bool], Size | None], on: Hardware | None) -> Cost | None:
     """The cost of a stage; `size(reference, is_scalar)` gives the size of a model. None where one is not known.
 
-    Operations are 6·N per trained token (8·N with activations recomputed), 2·N per scored or sampled one; the part of
-    attention that grows with the square of the length is not counted.
+    Operations are 6·N per trained token (4·N beside an adapter, whose weights need no gradient; 2·N more with
+    activations recomputed), 2·N per scored or sampled one; the part of attention that grows with the square of the
+    length is not counted.
     """
     sizes: dict[tuple[str, str], Size] = {}
     for job in work.jobs:
@@ -71,7 +92,7 @@ def cost_of(work: Work, size: Callable[[str, bool], Size | None], on: Hardware |
     flops, seconds = 0.0, 0.0
     for job in work.jobs:
         of = sizes[job.role, job.model]
-        again = 2 if work.checkpointing and job.does == "train" else 0
+        again = 2 * (work.checkpointing - (work.adapter is not None)) if job.does == "train" else 0
         operations = job.tokens * of.parameters * (OPERATIONS[job.does] + again)
         flops += operations
         seconds += _seconds(job, of, operations, work, on) if on else 0.0
@@ -87,19 +108,31 @@ def _seconds(job: Job, size: Size, operations: float, work: Work, on: Hardware) 
 
 
 def _memory(work: Work, sizes: dict[tuple[str, str], Size]) -> Memory:
-    trained = {(j.role, j.model) for j in work.jobs if j.does == "train"}
-    number = sum(sizes[key].parameters for key in trained)
+    learning = {
+        (j.role, j.model): sizes[j.role, j.model].learning(work.adapter, scalar=j.scalar)
+        for j in work.jobs
+        if j.does == "train"
+    }
+    number = sum(learning.values())
     factor = BFLOAT16 if work.bf16 else FLOAT32
-    held = [_activations(sizes[key], work) for key in trained]
+    held = [_activations(sizes[key], work) for key in learning]
     writers = [sizes[j.role, j.model] for j in work.jobs if j.does == "generate"]
     cache = max((2 * s.layers * s.key_width * factor * work.at_once * work.longest for s in writers), default=0.0)
     return Memory(
-        weights=FLOAT32 * sum(s.parameters for s in sizes.values()),
+        weights=sum(_weights(size, work, trained=key in learning) for key, size in sizes.items())
+        + (FLOAT32 * number if work.adapter is not None else 0),
         gradients=FLOAT32 * number,
         optimiser=work.optimiser_bytes * number,
         activations=max(held, default=0.0),
         kv_cache=cache,
     )
+
+
+def _weights(size: Size, work: Work, *, trained: bool) -> float:
+    """Bytes of a model, its linear layers in 4 bits where a trained one stands still so."""
+    small = work.adapter is not None and work.adapter.quantization is not None and trained
+    number = sum(i * o for _, i, o in size.matrices if i % NF4_BLOCK == 0) if small else 0
+    return FLOAT32 * (size.parameters - number) + NF4 * number
 
 
 def _activations(size: Size, work: Work) -> float:
@@ -130,7 +163,36 @@ def size_of(model: ModelSettings, home: Path, *, scalar: bool) -> Size | None:
         layers=text.num_hidden_layers,
         width=text.hidden_size,
         key_width=(getattr(text, "num_key_value_heads", None) or heads) * head,
+        matrices=_matrices(made),
     )
+
+
+def _matrices(model: Any) -> tuple[tuple[str, int, int], ...]:
+    """(name, inputs, outputs) of the linear layers below the output; GPT-2's are stored the other way round."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    found: list[tuple[str, int, int]] = []
+    for name, module in model.named_modules():
+        if name.partition(".")[0] in OUTPUTS:
+            continue
+        if isinstance(module, nn.Linear):
+            found.append((name, module.in_features, module.out_features))
+        elif isinstance(module, Conv1D):
+            found.append((name, module.weight.shape[0], module.weight.shape[1]))
+    return tuple(found)
+
+
+def is_adapted(name: str, adapter: AdapterSettings) -> bool:
+    """Whether an adapter stands on the linear layer of that name, by peft's rules."""
+
+    def among(wanted: str | list[str]) -> bool:
+        if isinstance(wanted, str):
+            return wanted.lower() == "all-linear" or re.fullmatch(wanted, name) is not None
+        return any(name == each or name.endswith(f".{each}") for each in wanted)
+
+    left_out = adapter.exclude_modules is not None and among(adapter.exclude_modules)
+    return among(adapter.target_modules) and not left_out
 
 
 def _configuration(model: ModelSettings, home: Path) -> Any:
@@ -141,8 +203,13 @@ def _configuration(model: ModelSettings, home: Path) -> Any:
 
     if model.path is not None:
         folder = local_path(model.path, home)
+        adapter = adapter_at(folder, fetch=False)
+        if adapter is not None:
+            base = str(base_of(adapter, folder, home))
+            return _configuration(ModelSettings(path=base, new=None, tokenizer=None), home)
         try:
-            return AutoConfig.from_pretrained(folder if folder.is_dir() else model.path, local_files_only=True)
+            where = folder if folder.is_dir() else model.path
+            return AutoConfig.from_pretrained(where, local_files_only=True, trust_remote_code=model.trust_remote_code)
         except (OSError, ValueError):
             return None
     made = dict(model.new or {})
@@ -160,7 +227,8 @@ def tokenizer_of(model: ModelSettings, home: Path) -> Any:
         from transformers import AutoTokenizer
 
         try:
-            return AutoTokenizer.from_pretrained(model.path, local_files_only=True)
+            trusted = model.trust_remote_code
+            return AutoTokenizer.from_pretrained(model.path, local_files_only=True, trust_remote_code=trusted)
         except (OSError, ValueError):
             return None
     from unified.models import base_tokenizer

@@ -6,11 +6,34 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+#: characters of one message or hint: longer than any that a name of sensible length gives
+LONGEST = 4000
+
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The known name nearest to a misspelt one, or None when nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return near[0] if near else None
+
+
+def cut_short(text: str, longest: int = 400) -> str:
+    """A text as a message may hold it: cut, with its length, where it would hide the message."""
+    return text if len(text) <= longest else f"{text[:longest]} ... ({len(text):,} characters)"
+
+
+def first_of(texts: Sequence[str], longest: int = 40_000) -> list[str]:
+    """As many of the texts of problems as a person may read, at least one; how many more there are."""
+    kept: list[str] = []
+    for text in texts:
+        if kept and sum(map(len, kept)) + len(text) > longest:
+            return [*kept, f"... and {len(texts) - len(kept)} more like these"]
+        kept.append(text)
+    return kept
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its repr, cut short."""
+    return cut_short(repr(value), 200)
 
 
 @dataclass(frozen=True)
@@ -26,9 +49,9 @@ class Problem:
         return Problem(self.message, (*prefix, *self.at), self.hints)
 
     def text(self, where: str = "") -> str:
-        """The message with its place in front and its hints indented below."""
+        """The message with its place in front and its hints indented below; each as long as a message may be."""
         head = f"{where}: {self.message}" if where else self.message
-        return "\n".join([head, *(f"    {hint}" for hint in self.hints)])
+        return "\n".join([cut_short(head, LONGEST), *(f"    {cut_short(hint, LONGEST)}" for hint in self.hints)])
 
 
 def unknown_name(

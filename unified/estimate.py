@@ -49,12 +49,13 @@ def work_of_training(settings: TrainSettings, measure: Measure) -> Work | None:
     step_tokens = sum(job.tokens for job in jobs if job.does == "train") / max(steps, 1)
     return Work(
         steps, prompts, jobs,
-        micro_tokens=min(settings.tokens_per_micro_batch, step_tokens),
+        micro_tokens=min(settings.tokens_per_micro_batch or 8192, step_tokens),
         at_once=min(int(getattr(engine, "max_batch", AT_ONCE)), round(collected * driver.answers)) if samples else 0,
         longest=longest,
         optimiser_bytes=OPTIMISER_BYTES.get(settings.optim.lower(), 8),
-        bf16=settings.bf16,
+        bf16=bool(settings.bf16),
         checkpointing=settings.gradient_checkpointing,
+        adapter=settings.adapter,
     )  # fmt: skip
 
 
@@ -108,9 +109,11 @@ class _Stream:
             new = drawn * self.answers * (self.longest - self.rows.prompt_tokens)
             made.append(Job("policy", model, "generate", drawn * one, new))
         scored = drawn * one if self.online else min(drawn, self.rows.rows) * one  # of fixed rows they are kept
-        reference = model if self.settings.reference == "input" else self.settings.reference
+        reference = (
+            model if self.settings.own_reference or self.settings.reference == "input" else self.settings.reference
+        )
         for name, role, of in (
-            ("ref_logp", "reference", reference),
+            ("ref_logp", "policy" if self.settings.own_reference else "reference", reference),
             ("old_logp", "policy", model if several else None),
             ("teacher_logp", "teacher", self.settings.teacher),
             ("old_value", "critic", self.settings.critic.model or model),

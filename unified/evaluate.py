@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from unified.data import Sampling
+from unified.guard import settle
 from unified.run import Run, forward, heads_without_gradient, tabulate
 from unified.step import count, credit, look_ahead, score, weigh
 from unified.stream import NoSampler, Sampler, Stream
@@ -43,7 +44,7 @@ def measure_rows(run: Run, stream: Stream) -> None:
     assert run.settings.evaluation is not None
     wanted = min(run.settings.evaluation.num_prompts, len(stream.rows))
     groups = run.processes.mine(stream.collect(stream.rows[:wanted], NoSampler(run.tokenizer), 0))
-    stream.judge(groups)
+    stream.judge(groups, run.guard.note)
     kept, counts = stream.select(groups)
     for name, number in counts.items():
         if number:
@@ -60,6 +61,7 @@ def measure_rows(run: Run, stream: Stream) -> None:
         by_role = forward(run, table if micro else None, micro, asks)
         if micro:
             weigh(run, work, micro, {h: v for named in by_role.values() for h, v in named.items()})
+    settle(run)
 
 
 @torch.no_grad()
@@ -75,7 +77,8 @@ def measure_answers(run: Run, stream: Stream) -> None:
     )
     answers = sampler(prompts, wanted.samples, Sampling(temperature=wanted.temperature, max_tokens=wanted.max_tokens))
     groups = [replace(p, answers=a) for p, a in zip(prompts, answers, strict=True)]
-    stream.judge(groups)
+    stream.judge(groups, run.guard.note)
+    settle(run)
     for group in groups:
         for answer in group.answers:
             if answer.total_reward is None:
@@ -85,7 +88,7 @@ def measure_answers(run: Run, stream: Stream) -> None:
                 run.add("reward_square", float(answer.total_reward) ** 2)
             run.add("length", len(answer.ids))
             run.add("clipped_ratio", float(answer.finish == "length"))
-    if "reference" in run.roles.models and wanted.temperature == stream.temperature:  # log-probs are of one temperature
+    if run.roles.has_reference and wanted.temperature == stream.temperature:  # log-probs are of one temperature
         table = tabulate(run, stream, groups)
         both = frozenset({"logp"})
         heads = heads_without_gradient(run, table, list(range(len(table.rows))), {"policy": both, "reference": both})

@@ -80,6 +80,11 @@ def step_finished(stage: str, step: int, metrics: dict[str, float]) -> None:
 
 
 @hookspec
+def warning_raised(stage: str, step: int, kind: str, message: str, values: dict[str, float]) -> None:
+    """A sign that training goes wrong has appeared, or numbers that are not finite were left out."""
+
+
+@hookspec
 def checkpoint_saved(stage: str, step: int, folder: str) -> None:
     """A checkpoint lies complete in `folder`."""
 

@@ -84,9 +84,12 @@ class Layout:
 
 
 def lay_out(rows: Sequence[Row], kind: Kind, *, pad: int = 0) -> Layout:
-    """Lay rows out as `kind`; `pad` is the id that fills empty slots (it is never looked at)."""
+    """Lay rows out as `kind`; `pad` is the id that fills empty slots (it is never looked at).
+
+    Rows without any token have one slot all the same: no model takes an input of none.
+    """
     if kind in ("packed", "prefix-shared"):
-        return _stream(rows, shared=kind == "prefix-shared")
+        return _stream(rows, pad, shared=kind == "prefix-shared")
     return _padded(rows, pad, left=kind == "padded-left")
 
 
@@ -98,7 +101,7 @@ def sharing_pays(rows: Sequence[Row]) -> bool:
 
 
 def _padded(rows: Sequence[Row], pad: int, *, left: bool) -> Layout:
-    width = max(r.tokens for r in rows)
+    width = max(1, *(r.tokens for r in rows))
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     positions = torch.zeros((len(rows), width), dtype=torch.long)
@@ -112,7 +115,7 @@ def _padded(rows: Sequence[Row], pad: int, *, left: bool) -> Layout:
     return Layout(ids, positions, mask, None, *_index(rows, starts))
 
 
-def _stream(rows: Sequence[Row], *, shared: bool) -> Layout:
+def _stream(rows: Sequence[Row], pad: int, *, shared: bool) -> Layout:
     """Rows one behind the other; those of equal length side by side, so that attention computes them together.
 
     shared: rows with the same prompt are a family, whose prompt stands once, with the shortest answer first.
@@ -133,6 +136,8 @@ def _stream(rows: Sequence[Row], *, shared: bool) -> Layout:
             ids += rows[i].answer
             positions.append(torch.arange(len(prompt), rows[i].tokens))
     segments = tuple(s[0] if len(s) == 1 else s for s in (shapes[f] for f in order) if sum(s))
+    if not ids:
+        ids, positions, segments = [pad], [torch.zeros(1, dtype=torch.long)], (1,)
     index = _index(rows, prompts, answers)
     return Layout(torch.tensor(ids, dtype=torch.long)[None], torch.cat(positions)[None], None, segments, *index)
 

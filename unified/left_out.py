@@ -89,7 +89,9 @@ def settled(
 
 def _refused(row: int, example: Example, error: ValueError, reserve: int) -> UserError:
     if not isinstance(error, TooLong):
-        return UserError(f"{_place(row, example)}: {error}")
+        text = str(error)
+        own = f"row {row} "  # some say themselves which row it is
+        return UserError(f"{_place(row, example)}{' ' if text.startswith(own) else ': '}{text.removeprefix(own)}")
     what = f", {reserve} of them kept free for the answer" if reserve else ""
     return UserError(
         f"{_place(row, example)} has {error.tokens} tokens{what}; the limit is {error.limit}",

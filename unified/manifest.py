@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -14,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from unified import __version__
+from unified.machine import machine
+from unified.secret import masked
 from unified.settings import Chosen, Settings
 
 MANIFEST = "manifest.json"
 #: written when a stage begins: what it will be, so that an unfinished folder is known to belong to the same stage
 FINGERPRINT = "fingerprint"
 #: files of a stage that tell about it and are not its result
-LOGS = ("metrics.jsonl", "samples.jsonl", "error.log")
+LOGS = ("metrics.jsonl", "samples.jsonl", "lens.jsonl", "error.log")
+#: folders of results that every stage may write
+RESULTS = ("model", "critic", "data")
 _CHECKPOINTS = ("checkpoint",)
 
 
@@ -32,7 +37,7 @@ class Manifest:
     files: data files named by the settings, by hash. outputs: files under the stage's folder, by hash.
     model: the folder of the model under the stage's, None for a stage that makes none. dataset: how a dataset that the
     stage made is read, with paths under the stage's folder.
-    started, finished: UTC, ISO 8601; seconds: between them.
+    hardware: what it ran on (`machine`). started, finished: UTC, ISO 8601; seconds: between them.
     """
 
     name: str
@@ -48,14 +53,16 @@ class Manifest:
     model_kind: str | None = None
     dataset: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, str] = field(default_factory=dict)
     started: str = ""
     finished: str = ""
     seconds: float = 0.0
     summary: dict[str, Any] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write manifest.json into the stage's folder, all or nothing."""
-        write_whole(folder / MANIFEST, json.dumps(asdict(self), indent=2, default=str) + "\n")
+        """Write manifest.json into the stage's folder, all or nothing, and without secrets."""
+        self.hardware = self.hardware or machine()
+        write_whole(folder / MANIFEST, masked(json.dumps(asdict(self), indent=2, default=str)) + "\n")
 
 
 def stage_folder(output: Path, name: str) -> Path:
@@ -74,7 +81,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that it is there completely or not at all, also when the machine stops."""
     part = path.with_name(f".{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
+    part.unlink(missing_ok=True)  # what an earlier run left, or a link that leads elsewhere
+    with part.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -110,10 +118,31 @@ def outputs_of(folder: Path) -> dict[str, str]:
     return out
 
 
+def links_out(folder: Path) -> list[Path]:
+    """Symbolic links under a folder that lead out of it: what is written there would land elsewhere."""
+    inside = folder.resolve()
+    return sorted(p for p in folder.rglob("*") if p.is_symlink() and not p.resolve().is_relative_to(inside))
+
+
 def is_ours(name: str) -> bool:
     """Whether an entry of a stage's folder is one that every stage may write, so that it may be cleared away."""
-    fixed = (MANIFEST, FINGERPRINT, *LOGS, "model", "critic", "data")
+    fixed = (MANIFEST, FINGERPRINT, *LOGS, *RESULTS)
     return name in fixed or name.startswith(_CHECKPOINTS) or name.endswith(".part")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a stage's folder holds something to go on from: more than a draft, or the best weights alone."""
+    found = [[e.name for e in path.iterdir()] for path in folder.glob("checkpoint*") if path.is_dir()]
+    return any(not names or not all(n.startswith(("best-", "draft")) for n in names) for names in found)
+
+
+def drop_results(folder: Path) -> None:
+    """Take away what a stage that is not done had begun to write, and its error; metrics and checkpoints stay."""
+    for entry in list(folder.iterdir()):
+        if entry.name in RESULTS and entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name.endswith(".part") or entry.name == "error.log":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def fingerprint_of(**parts: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 PIECE = 64 * 2**20
 
 
-def weights_digest(model: nn.Module) -> str | None:
-    """A hash of all weights and buffers with their names; None where this process does not hold them whole."""
+def weights_digest(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> str | None:
+    """A hash of all weights and buffers with their names, or of `state`; None where they are not whole here."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted((model.state_dict() if state is None else state).items()):
         if type(tensor) is not Tensor or (tensor.numel() == 0 and "." in name):
             return None  # sharded: a part of another process
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

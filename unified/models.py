@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassFieldValidationError
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -18,11 +20,16 @@ from transformers.utils.hub import cached_file
 
 from unified.adapters import adapter_at, base_of, folded, is_scalar
 from unified.attention import NAME as ATTENTION
-from unified.errors import UserError
+from unified.disk import space_for, whole_folder
+from unified.errors import UserError, cut_short, shown
+from unified.lora import carries_adapter, taken_off, write_adapter
 from unified.registry import call_named, catalogue
 from unified.stage import ModelSettings
+from unified.weights import architectures_of, code_hint, refuse_pickled
 
 Kind = Literal["policy", "scalar"]
+#: what transformers raises for a configuration that holds the wrong things
+_BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError)
 VALUE_HEAD = "value_head.safetensors"
 
 
@@ -31,10 +38,12 @@ class Artifact:
     """A model that a stage is handed or leaves behind.
 
     kind: "policy" (a causal language model) or "scalar" (a sequence classifier with one label).
-    path: its folder or hub id; module: the model itself, where it is in memory (then it wins over the path).
+    path: its folder or hub id; module: the model itself, where it is in memory (then it wins over the path). An adapter
+    that it carries in memory is folded when it is loaded.
     own_tokenizer: the tokenizer in memory; without, the one at the path.
     value_head: of a policy with a shared trunk, in memory.
     adapts: of an adapter at the path, the model that it is folded into whenever it is loaded.
+    trusted: whether Python that lies beside the weights may run; only a recipe can say so.
     """
 
     kind: Kind
@@ -44,6 +53,7 @@ class Artifact:
     value_head: nn.Module | None = None
     notes: dict[str, Any] = field(default_factory=dict)
     adapts: Artifact | None = None
+    trusted: bool = False
 
     def tokenizer(self) -> Any:
         """The tokenizer that travels with the model; UserError where there is none."""
@@ -53,9 +63,9 @@ class Artifact:
             try:
                 if self.adapts is not None and not _has_tokenizer(self.path):
                     return self.adapts.tokenizer()
-                self.own_tokenizer = AutoTokenizer.from_pretrained(self.path)
+                self.own_tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trusted)
             except (OSError, ValueError) as error:
-                raise UserError(f"no tokenizer at {self.path}: {_first_line(error)}") from error
+                raise UserError(f"no tokenizer at {self.path}: {_first_line(error)}", *code_hint(error)) from error
         return self.own_tokenizer
 
     def load(self, kind: Kind, *, dropout: float | None = None, trained: bool = False) -> Any:
@@ -72,13 +82,14 @@ class Artifact:
             )
         if self.module is not None:
             model = self.module if trained and kind == self.kind else copy.deepcopy(self.module)
-            model = model if kind == self.kind else _scalar_from(model)
+            model = taken_off(model, folded=True) if carries_adapter(model) else model
+            model = model if kind == self.kind else _scalar_from(model, self.trusted)
             set_dropout(model, dropout)
             return _with_attention(model)
         if self.adapts is not None:
             model = folded(self.adapts.load(self.kind, dropout=dropout), str(self.path))
-            return model if kind == self.kind else _with_attention(_scalar_from(model))
-        return _from_path(str(self.path), kind, dropout)
+            return model if kind == self.kind else _with_attention(_scalar_from(model, self.trusted))
+        return _from_path(str(self.path), kind, dropout, self.trusted)
 
     def __str__(self) -> str:
         return str(self.path) if self.path is not None else f"the {self.kind} in memory"
@@ -87,7 +98,7 @@ class Artifact:
 def base_tokenizer(settings: ModelSettings, home: Path) -> Any:
     """The tokenizer of a recipe's model, without loading the model."""
     if settings.path is not None:
-        return artifact_at(_resolve(settings.path, home), home).tokenizer()
+        return artifact_at(_resolve(settings.path, home), home, trusted=settings.trust_remote_code).tokenizer()
     if settings.tokenizer is None:
         raise UserError("a new model needs a tokenizer", "write `tokenizer: NAME`, a dataset that makes one")
     make = settings.tokenizer.part.tokenizer
@@ -100,7 +111,7 @@ def base_tokenizer(settings: ModelSettings, home: Path) -> Any:
 def base_artifact(settings: ModelSettings, home: Path, seed: int) -> Artifact:
     """The model that a recipe starts from; a new one has weights drawn from the seed."""
     if settings.path is not None:
-        return artifact_at(_resolve(settings.path, home), home)
+        return artifact_at(_resolve(settings.path, home), home, trusted=settings.trust_remote_code)
     tokenizer = base_tokenizer(settings, home)
     return new_policy(dict(settings.new or {}), tokenizer, seed)
 
@@ -118,13 +129,15 @@ def new_policy(config: dict[str, Any], tokenizer: Any, seed: int) -> Artifact:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = _with_attention(AutoModelForCausalLM.from_config(made))
-    except (ValueError, TypeError, StrictDataclassFieldValidationError) as error:
-        raise UserError(f"no model can be built from {config}: {_first_line(error)}") from error
+    except _BROKEN as error:
+        raise UserError(f"no model can be built from {shown(config)}: {_first_line(error)}") from error
     return Artifact("policy", module=model.float(), own_tokenizer=tokenizer)
 
 
-def artifact_at(path: Path | str, home: Path | None = None) -> Artifact:
+def artifact_at(path: Path | str, home: Path | None = None, *, trusted: bool = False) -> Artifact:
     """The model in a folder (or at a hub id); its kind is read from its configuration.
+
+    trusted: whether Python that lies there may run; that beside a model which an adapter there names may never.
 
     An adapter comes with the model that it adapts, which is looked for beside the adapter, in `home`, and on the hub.
     """
@@ -138,12 +151,11 @@ def artifact_at(path: Path | str, home: Path | None = None) -> Artifact:
     if local:
         if not (folder / "config.json").is_file():
             raise UserError(f"no model at {path}", "a model folder holds config.json, weights and a tokenizer")
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or []
-        return Artifact(_kind_of(names), folder)
-    return Artifact("policy", str(path))
+        return Artifact(_kind_of(architectures_of(folder)), folder, trusted=trusted)
+    return Artifact("policy", str(path), trusted=trusted)
 
 
-def config_at(path: Path | str, home: Path | None = None) -> Any:
+def config_at(path: Path | str, home: Path | None = None, *, trusted: bool = False) -> Any:
     """The transformers configuration of a folder or hub id, that of the adapted model for an adapter.
 
     UserError where there is none.
@@ -152,9 +164,10 @@ def config_at(path: Path | str, home: Path | None = None) -> Any:
     if adapter is not None:
         return config_at(base_of(adapter, path, home), home)
     try:
-        return AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, StrictDataclassFieldValidationError) as error:
-        raise UserError(f"no configuration of a model at {path}: {_first_line(error)}") from error
+        return AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+    except _BROKEN as error:
+        what = f"no configuration of a model at {path}: {_first_line(error)}"
+        raise UserError(what, *code_hint(error)) from error
 
 
 def _kind_of(architectures: list[str]) -> Kind:
@@ -162,13 +175,44 @@ def _kind_of(architectures: list[str]) -> Kind:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path, value_head: nn.Module | None = None) -> None:
-    """Write a Hugging Face checkpoint: weights, configuration, tokenizer, and a shared-trunk value head beside."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if value_head is not None:
-        save_file({k: v.contiguous() for k, v in value_head.state_dict().items()}, folder / VALUE_HEAD)
+    """Write a Hugging Face checkpoint: weights, configuration, tokenizer, and a shared-trunk value head beside.
+
+    All of it, or nothing. UserError for a full disk.
+    """
+    with space_for("the model", folder.parent), whole_folder(folder) as draft:
+        with _quiet():
+            model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        if value_head is not None:
+            save_file({k: v.contiguous() for k, v in value_head.state_dict().items()}, draft / VALUE_HEAD)
+
+
+def save_adapter(
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    base: Path | str | None,
+    value_head: nn.Module | None = None,
+    whole: Callable[[], Any] | None = None,
+) -> None:
+    """Write the adapter that a model carries as peft does, with the tokenizer and a shared-trunk value head beside.
+
+    base: the folder or hub id of what it adapts, which it names (a folder by its way from the adapter's); None where
+    that is nowhere on the disk: then it is written beside, as NAME-base: what `whole` gives, or the model, which loses
+    its adapter.
+    All of it, or nothing. UserError for a full disk.
+    """
+    beside = folder.with_name(f"{folder.name}-base")
+    named = beside if base is None else base
+    if isinstance(named, Path):
+        named = os.path.relpath(named.resolve(), folder.resolve())
+    with space_for("the adapter", folder.parent), whole_folder(folder) as draft:
+        write_adapter(model, draft, str(named))
+        tokenizer.save_pretrained(draft)
+        if value_head is not None:
+            save_file({k: v.contiguous() for k, v in value_head.state_dict().items()}, draft / VALUE_HEAD)
+    if base is None:
+        save_model(taken_off(model, folded=False) if whole is None else whole(), tokenizer, beside)
 
 
 def stored_value_head(artifact: Artifact) -> nn.Linear | None:
@@ -213,11 +257,11 @@ def base_context(settings: ModelSettings, home: Path) -> int:
 def base_config(settings: ModelSettings, home: Path) -> Any:
     """The configuration of a recipe's model, without loading it; UserError where there is none."""
     if settings.path is not None:
-        return config_at(_resolve(settings.path, home), home)
+        return config_at(_resolve(settings.path, home), home, trusted=settings.trust_remote_code)
     written = dict(settings.new or {})
     try:
         return AutoConfig.for_model(written.pop("model_type", ""), **written)
-    except (OSError, ValueError, TypeError, StrictDataclassFieldValidationError) as error:
+    except _BROKEN as error:
         raise UserError(f"no configuration of a model: {_first_line(error)}") from error
 
 
@@ -242,20 +286,22 @@ def scalar_head(model: Any) -> nn.Linear:
     )
 
 
-def _from_path(path: str, kind: Kind, dropout: float | None) -> Any:
+def _from_path(path: str, kind: Kind, dropout: float | None, trusted: bool) -> Any:
     """Weights of a folder or hub id. UserError where some are missing: transformers would draw them at random."""
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trusted)
+        refuse_pickled(path, getattr(config, "transformers_weights", None))
         stored = _kind_of(config.architectures or [])  # of a hub id it is known only here
         _no_dropout(config, dropout)
-        options: dict[str, Any] = {"config": config, "dtype": torch.float32}
+        options: dict[str, Any] = {"config": config, "dtype": torch.float32, "use_safetensors": True}
+        options["trust_remote_code"] = trusted
         cls: Any = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
         if kind == "scalar":
             config.num_labels = 1
         with _quiet():
             model, loaded = cls.from_pretrained(path, output_loading_info=True, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"no model can be loaded from {path}: {_first_line(error)}") from error
+    except (*_BROKEN, RuntimeError, SafetensorError) as error:
+        raise UserError(f"no model can be loaded from {path}: {_first_line(error)}", *code_hint(error)) from error
     missing = set(loaded["missing_keys"])
     if kind == "scalar" and stored == "policy":
         head = scalar_head(model)
@@ -287,12 +333,13 @@ def _with_attention(model: Any) -> Any:
     return model
 
 
-def _scalar_from(policy: Any) -> Any:
+def _scalar_from(policy: Any, trusted: bool) -> Any:
     """A scalar model with the trunk of a policy in memory."""
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     with torch.random.fork_rng():
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+        options = {"attn_implementation": "eager", "trust_remote_code": trusted}
+        model = AutoModelForSequenceClassification.from_config(config, **options)
     model = model.to(next(policy.parameters()).dtype)
     model.base_model.load_state_dict(policy.base_model.state_dict())
     nn.init.zeros_(scalar_head(model).weight)
@@ -322,6 +369,8 @@ def _has_tokenizer(path: Path | str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, StrictDataclassError):  # its first line says where, the next one what
+        return cut_short(" ".join(str(error).split()))
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from unified.settings import Settings
@@ -34,21 +35,35 @@ class NoSettings(Settings):
 
 @dataclass(frozen=True)
 class Part:
-    """What all parts have: a name that recipes use, and typed settings."""
+    """What all parts have: a name that recipes use, and typed settings.
+
+    check(settings, home, columns) -> list of Problems of the settings that can be seen before anything runs, and that
+        settings alone do not show: a file that is not there, a column that the data lack. home: the recipe's folder.
+        columns: those in which some row that the part is used on has something; None where rows are not known yet.
+    files(settings, home) -> {name: path} of files that decide what the part does and that no setting names as a path (a
+        module): their content is an input of the stage. The name is what the manifest tells; no path of this machine.
+    """
 
     name: str
     settings: type[Settings] = NoSettings
+    check: Callable[..., Any] | None = field(default=None, kw_only=True)
+    files: Callable[..., Mapping[str, Path]] | None = field(default=None, kw_only=True)
 
     kind: ClassVar[str] = "part"
     #: function-valued field -> argument names it may ask for (None: any, they are its settings)
     offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {}
+    #: the same of the functions that every kind of part may give
+    always: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "check": ("settings", "home", "columns"),
+        "files": ("settings", "home"),
+    }
 
     def doc(self) -> str:
         """What the part is, its formula and source: the docstring of the module that declares it."""
         module = sys.modules.get(self.settings.__module__)
         if self.settings is NoSettings or module is None:
-            for field in fields(self):
-                function = getattr(self, field.name)
+            for one in fields(self):
+                function = getattr(self, one.name)
                 if inspect.isfunction(function):
                     return inspect.getdoc(sys.modules[function.__module__]) or inspect.getdoc(function) or ""
             return ""
@@ -204,8 +219,8 @@ class Dataset(Part):
 class DataFormat(Part):
     """How one row of a file becomes an Example.
 
-    recognises(columns, row) -> bool, from the set of a file's column names and, where these do not decide, from what
-        stands in its first row.
+    recognises(columns, row) -> bool, from the set of a row's column names and, where these do not decide, from what
+        stands in the row; asked for the first rows of a file.
     convert(row, settings) -> Example, or a list of them (also empty) where a row holds several prompts; raise
         ValueError with what is wrong for a row that does not fit.
     """
@@ -301,13 +316,16 @@ class StageKind(Part):
         sense, data that is missing, empty or malformed; `tokenizer` is None where it is not known yet.
     work(settings, measure) -> unified.Work: steps, and tokens of every model, for `unified plan`; None where they are
         not known. `measure(data, split)` gives a dataset's unified.Rows, or None where it is not there yet.
+    measures(settings) -> {number in the stage's summary: "", or what would have it measured}, for metrics that a recipe
+        names. A name that ends in `*` stands for all that begin so. Without it nobody knows.
     """
 
     run: Callable[..., Any] | None = None
     uses: Callable[..., Any] | None = None
     makes: Callable[..., Any] | None = None
-    check: Callable[..., Any] | None = None
+    check: Callable[..., Any] | None = field(default=None, kw_only=True)
     work: Callable[..., Any] | None = None
+    measures: Callable[..., Mapping[str, str]] | None = None
 
     kind: ClassVar[str] = "stage"
     offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
@@ -316,6 +334,7 @@ class StageKind(Part):
         "makes": ("settings",),
         "check": ("settings", "home", "seed", "tokenizer"),
         "work": ("settings", "measure"),
+        "measures": ("settings",),
     }
 
 

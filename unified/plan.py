@@ -219,7 +219,8 @@ def notes(made: Sequence[Estimate], on: Hardware | None) -> list[str]:
     """What the figures assume, and why some are missing."""
     lines = [
         "Tokens are those of all models together; answers to be sampled count as long as `max_tokens` allows.",
-        "FLOPs: 6 per parameter and trained token (8 with activations recomputed), 2 per scored or sampled one.",
+        "FLOPs: 6 per parameter and trained token (4 beside an adapter; 2 more with activations recomputed), 2 per",
+        "scored or sampled one.",
         "Memory: a whole copy of each model in float32; activations as in arXiv:2205.05198, section 4.1, roughly; the",
         "cache is that of keys and values while answers are sampled, never at the same time as activations.",
     ]

@@ -1,8 +1,11 @@
-"""The page of `unified plugin check`: what the contract suite finds in a part, or in all parts of a plugin."""
+"""The pages of `unified plugin check` and `list`: what the contract suite finds, and where plugins come from."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
 from rich.console import Console
@@ -10,8 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from unified.errors import Problem, UserError
-from unified.testing import CHECKS, Finding, check_plugin
+from unified.registry import GROUP, catalogue
+from unified.testing import CHECKS, Finding, check_plugin, provided_by
 from unified.tree import Node, Place, merge, parse_override
+
+#: names of a kind that `unified plugin list` writes out
+FEW = 8
 
 
 def check_parts(console: Console, name: str, sets: Iterable[str] = ()) -> bool:
@@ -81,3 +88,52 @@ def _written(sets: Iterable[str]) -> dict[str, Any]:
         raise UserError("\n".join(problem.text(str(place)) for place, problem in problems))
     plain: dict[str, Any] = root.plain()
     return plain
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An installed plugin: its package and version, the folder or file that it was loaded from, its parts by kind.
+
+    problem: why it could not be loaded; "" where it was.
+    """
+
+    name: str
+    package: str
+    version: str
+    path: str
+    parts: dict[str, list[str]]
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for a program."""
+        return asdict(self)
+
+
+def origins() -> list[Origin]:
+    """Every entry point of the group that is installed, by name, also those that could not be loaded."""
+    known, found = catalogue(), []
+    for entry in sorted(entry_points(group=GROUP), key=lambda e: e.name):
+        package, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "")
+        module = sys.modules.get(entry.module)
+        labels = (entry.name, entry.module)
+        parts = {
+            kind: names
+            for kind in known.kinds()
+            if (names := [n for n in known.names(kind) if any(provided_by(x, known.provider(kind, n)) for x in labels)])
+        }
+        path = str(getattr(module, "__file__", None) or "")
+        path = path.removesuffix("/__init__.py")
+        found.append(Origin(entry.name, package, version, path, parts, known.failures.get(package, "")))
+    return found
+
+
+def print_origins(console: Console, found: Iterable[Origin]) -> None:
+    """A few lines a plugin: package and version, where it lies, how many parts of which kind."""
+    for origin in found:
+        console.print(Text(f"{origin.name}  ({origin.package} {origin.version})", style="bold"), soft_wrap=True)
+        console.print(Text(f"  {origin.path or 'not loaded'}"), soft_wrap=True)
+        if origin.problem:
+            console.print(Text(f"  could not be loaded: {origin.problem}"), soft_wrap=True)
+        for kind, names in origin.parts.items():
+            few = ", ".join(names) if len(names) <= FEW else f"{len(names)} of them"
+            console.print(Text(f"  {kind}: {few}"), soft_wrap=True)

@@ -46,6 +46,13 @@ class Processes:
         """This process's share of what all were given: every count-th item."""
         return list(items[self.rank :: self.count])
 
+    def lists(self, items: list[T]) -> list[T]:
+        """The items of all processes, in rank order."""
+        if self.count == 1:
+            return items
+        together: list[T] = gather_object(items)
+        return together
+
     def totals(self, sums: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         """{name: (sum, count)} added up over processes; names may differ between them."""
         if self.count == 1:

@@ -18,16 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from unified.edges import KEY as ALLOW
-from unified.errors import Problem, UserError, did_you_mean, unknown_name
+from unified.errors import Problem, UserError, did_you_mean, shown, unknown_name
 from unified.made import STAGE
 from unified.registry import catalogue
 from unified.rounds import Block, expand, is_block
+from unified.secret import MASK, masked, secrets_in
 from unified.settings import Field, Settings, choice_kind, nested_settings, parse
 from unified.stage import ModelSettings
 from unified.tree import Node, Place, located, merge, parse_override, read_yaml
 
 #: names of stages and recipes are names of folders, too
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NAME_ADVICE = ("use letters, digits, - and _, beginning with a letter or digit",)
 #: words that a model reference may be, so that no stage may be called so
 RESERVED = ("base", "input")
 DEFAULT_KIND = "train"
@@ -63,7 +65,7 @@ class Recipe:
 
     source: how messages call the recipe; home: the folder against which relative paths are read; stages: the settings
     of each stage with their places, those of rounds one by one; blocks: what these were written as; problems: what is
-    already known to be wrong; overrides: the `--set` texts.
+    already known to be wrong; overrides: the `--set` texts; secrets: texts that no message may hold.
     """
 
     source: str
@@ -79,6 +81,7 @@ class Recipe:
     blocks: dict[str, Block] = field(default_factory=dict)
     problems: list[tuple[Place, Problem]] = field(default_factory=list)
     overrides: tuple[str, ...] = ()
+    secrets: frozenset[str] = frozenset()
 
     @property
     def run_name(self) -> str:
@@ -91,12 +94,17 @@ class Recipe:
         self.problems.append((self.stages[stage].place_of(problem.at), said))
 
     def problem_texts(self) -> list[str]:
-        """Every problem once, by line; a mistake under `defaults` is not repeated for every stage."""
+        """Every problem once, by line, without secrets; one under `defaults` is not repeated for every stage."""
         seen: dict[tuple[Place, str], str] = {}
         for place, problem in sorted(self.problems, key=lambda item: (item[0].line == 0, item[0].line)):
             same = (place, re.sub(r"^stage '[^']*': ", "", problem.message))
             seen.setdefault(same, problem.text(str(place)))
-        return list(seen.values())
+        return [self._without_secrets(text) for text in seen.values()]
+
+    def _without_secrets(self, text: str) -> str:
+        for secret in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(secret, MASK)
+        return masked(text)
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = (), profile: str | None = None) -> Recipe:
@@ -124,18 +132,26 @@ def assemble(
 ) -> Recipe:
     """A Recipe from its tree; `problems` are those that reading it has already shown."""
     problems, overrides = [] if problems is None else problems, list(overrides)
-    written = root.get("profiles")
+    written, secret = root.get("profiles"), list(secrets_in(root))
     profiles = {
         n: _clean_overlay(root, node, f"profile '{n}': ", problems) for n, node in (written.items() if written else ())
     }
+    problems += [
+        (node.place, Problem(f"'{name}' cannot be the name of a profile", (), _NAME_ADVICE))
+        for name, node in (written.items() if written else ())
+        if not NAME.fullmatch(name)
+    ]
     if profile is not None and profile not in profiles:
         problems.append((Place(f"--profile {profile}"), unknown_name("profile", profile, profiles)))
     elif profile is not None:
         root = merge(root, profiles[profile], is_part=False)
     for text in overrides:
         overlay = _clean_overlay(root, parse_override(text, problems), "", problems)
+        secret += secrets_in(overlay)
         root = merge(root, overlay, is_part=False)
+    problems += [(place, problem) for place, _, problem in secret]
     recipe = Recipe(source, home, root, profile=profile, problems=problems, overrides=tuple(overrides))
+    recipe.secrets = frozenset(text for _, text, _ in secret)
     _read_head(recipe)
     _read_stages(recipe)
     return recipe
@@ -211,7 +227,7 @@ def _text_of(path: Path) -> str:
 def _clean_overlay(root: Node, overlay: Node, what: str, problems: list[tuple[Place, Problem]]) -> Node:
     """The changes without those that are refused: new stages (a misspelt name would make one), and profiles."""
     if not isinstance(overlay.value, dict):
-        problems.append((overlay.place, Problem(f"{what}must be a mapping of changes, not {overlay.value!r}")))
+        problems.append((overlay.place, Problem(f"{what}must be a mapping of changes, not {shown(overlay.plain())}")))
         return replace(overlay, value={})
     clean = dict(overlay.value)
     stages, changed = root.get("stages"), overlay.get("stages")
@@ -249,9 +265,8 @@ def _read_head(recipe: Recipe) -> None:
     recipe.problems += [(recipe.root.place_of(p.at), p) for p in found]
     name = data.get("name")
     if isinstance(name, str) and not NAME.fullmatch(name):
-        advice = ("use letters, digits, - and _, beginning with a letter or digit",)
         recipe.problems.append(
-            (recipe.root.place_of(("name",)), Problem(f"'{name}' cannot be the name of a run", (), advice))
+            (recipe.root.place_of(("name",)), Problem(f"'{name}' cannot be the name of a run", (), _NAME_ADVICE))
         )
     if made is None:  # nothing will run; the model is still wanted to check the stages against
         model = RecipeFile.prepare(data).get("model")
@@ -290,8 +305,7 @@ def _check_stage_name(recipe: Recipe, name: str, place: Place) -> None:
         why = f"a stage cannot be called '{name}': in a model reference the word has a meaning of its own"
         recipe.problems.append((place, Problem(why)))
     elif not NAME.fullmatch(name):
-        advice = ("use letters, digits, - and _, beginning with a letter or digit",)
-        recipe.problems.append((place, Problem(f"'{name}' cannot be the name of a stage", (), advice)))
+        recipe.problems.append((place, Problem(f"'{name}' cannot be the name of a stage", (), _NAME_ADVICE)))
 
 
 def kind_of(stage: Node, defaults: Node | None = None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from unified.lora import own_weights
 from unified.memo import Memo, weights_digest
 from unified.run import Run, Table, heads_without_gradient
 
@@ -48,8 +49,9 @@ def _memo(run: Run) -> Memo | None:
     if run.stage.cache is None or run.settings.ref_sync_steps:
         return None
     if run.memo is None:
-        model = run.roles.models["reference"]
-        digest = weights_digest(model)
+        own = run.roles.own_reference
+        model = run.roles.models["policy" if own else "reference"]
+        digest = weights_digest(model, own_weights(model) if own else None)
         how = (type(model).__name__, run.device.type, run.roles.bf16, torch.get_float32_matmul_precision())
         run.memo = Memo(run.stage.cache, (digest, torch.__version__, *how)) if digest else False
     return run.memo or None

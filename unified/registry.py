@@ -15,6 +15,7 @@ import pluggy
 from unified import hookspecs
 from unified.errors import PluginError, UserError, did_you_mean, unknown_name
 from unified.hookspecs import API_VERSION
+from unified.names import remember
 from unified.parts import KINDS, Part, Rule
 
 GROUP = "unified"
@@ -146,7 +147,7 @@ class Catalogue:
     def _add(self, part: Any, kind: str, plugin: str, hook: str) -> None:
         if not isinstance(part, KINDS[kind]):
             raise UserError(f"plugin '{plugin}': {hook} must return {KINDS[kind].__name__} objects, not {part!r}")
-        for field, allowed in part.offers.items():
+        for field, allowed in {**part.always, **part.offers}.items():
             function = getattr(part, field)
             if function is None:
                 continue
@@ -206,6 +207,7 @@ def catalogue() -> Catalogue:
     """The catalogue in use; loads the installed plugins when first asked."""
     if not _current:
         _current.append(Catalogue())
+        remember(_current[-1])
     return _current[-1]
 
 

@@ -12,6 +12,7 @@ from unified.attention import packed_masks
 from unified.distribution import Divergence, TeacherChunk, divergence, likeliest, log_prob_chunks
 from unified.layout import Kind, Layout, Row, lay_out
 from unified.logprob import read_distribution, weighted_logprob
+from unified.lora import without_adapter
 from unified.models import scalar_head
 from unified.parts import STATISTICS
 
@@ -27,13 +28,23 @@ class Roles(nn.Module):
     Roles: "policy" gives logp, entropy, collision_logp, the `logits` heads, and value where it carries the value head;
     "reference" and "teacher" logp, the latter also top_ids and top_logp [batch, time, top_k]; "critic" value; "scorer"
     (a scalar model in training) and "judge-N" (reward models) give score.
+
+    own_reference: the reference is the policy without its adapter, and no model by itself.
     """
 
     #: how many of the teacher's likeliest tokens a score pass stores
     top_k: int = 0
 
-    def __init__(self, models: Mapping[str, Any], *, value_head: nn.Linear | None = None, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        *,
+        value_head: nn.Linear | None = None,
+        bf16: bool = False,
+        own_reference: bool = False,
+    ) -> None:
         super().__init__()
+        self.own_reference = own_reference
         self.models = nn.ModuleDict(dict(models))
         self.value_head = value_head
         self.bf16 = bf16
@@ -59,7 +70,20 @@ class Roles(nn.Module):
                 return {"policy": self._pushed(layout, push, temperature)}
             return {role: self._role(role, layout, heads, temperature, visits) for role, heads in asks.items() if heads}
 
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a frozen reference to ask."""
+        return self.own_reference or "reference" in self.models
+
     def _role(
+        self, role: str, layout: Layout, heads: frozenset[str], temperature: float, visits: Mapping[str, Divergence]
+    ) -> dict[str, Tensor]:
+        if role == "reference" and self.own_reference:
+            with torch.no_grad(), without_adapter(self.models["policy"]):
+                return self._heads("policy", layout, heads, temperature, visits)
+        return self._heads(role, layout, heads, temperature, visits)
+
+    def _heads(
         self, role: str, layout: Layout, heads: frozenset[str], temperature: float, visits: Mapping[str, Divergence]
     ) -> dict[str, Tensor]:
         model = self.models[role]

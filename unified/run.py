@@ -185,9 +185,12 @@ class Run:
         """What training changes, as it is and not a copy; of weights that are tied, one."""
         changing = {*self.trained, *({"reference"} if self.settings.ref_sync_steps else ())}
         frozen = tuple(f"models.{r}." for r in self.roles.models if r not in changing)
+        names = set(self.roles.state_dict())
+        if self.settings.adapter is not None:  # beside it the weights stand still
+            names = {name for name, value in self.roles.named_parameters() if value.requires_grad}
         out: dict[int, tuple[str, Tensor]] = {}
         for name, value in self.roles.state_dict().items():
-            if not name.startswith(frozen):
+            if name in names and not name.startswith(frozen):
                 out.setdefault(value.data_ptr() or id(value), (name, value.detach()))
         return dict(out.values())
 

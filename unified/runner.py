@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from unified.check import Plan, PlannedStage, check_recipe
 from unified.console import RunConsole
+from unified.disk import full_disk, is_full, space_for, sync, sync_tree
 from unified.drafts import draft_of
+from unified.edges import goes_back_to
 from unified.errors import PluginError, UserError
+from unified.interrupt import exit_code, stopped_by_signals
 from unified.lock import RunLock
 from unified.made import files_of, resolved
 from unified.manifest import (
@@ -25,7 +28,10 @@ from unified.manifest import (
     MANIFEST,
     Manifest,
     chosen_parts,
+    drop_results,
+    has_checkpoint,
     is_ours,
+    links_out,
     outputs_of,
     read_manifest,
     stage_folder,
@@ -34,6 +40,7 @@ from unified.manifest import (
 )
 from unified.recipe import Recipe, after_stage
 from unified.registry import call_named, catalogue
+from unified.secret import masked
 from unified.stage import ModelSettings, StageContext, StageResult
 from unified.unverified import not_yet_verified
 
@@ -41,10 +48,16 @@ if TYPE_CHECKING:
     from unified.models import Artifact
 
 RUN_FILE = "run.json"
+#: in a run's folder, what may be computed again and is quicker read
+CACHE = ".cache"
 
 
 class StoppedError(Exception):
-    """The user stopped the run (Ctrl-C) in the stage that the message names."""
+    """The user stopped the run in the stage that the message names. code: 130 after Ctrl-C, 143 after SIGTERM."""
+
+    def __init__(self, stage: str, code: int = 130) -> None:
+        super().__init__(stage)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ def run_recipe(
 
     Configurations and tokenizers of models of the hub are fetched and checked before the first stage works. Raises
     UserError for mistakes (nothing is written for those that the check finds, there too), PluginError for a plugin that
-    raised, StoppedError after Ctrl-C.
+    raised, StoppedError after Ctrl-C or SIGTERM.
     """
     plan = check_recipe(recipe)
     team = Team()
@@ -108,7 +121,7 @@ def run_recipe(
             import torch
 
             torch.set_num_threads(recipe.threads)
-        with console:
+        with console, stopped_by_signals(), space_for("the run", runner.output):
             runner.run()
     team.close()
     return runner.outcomes
@@ -141,6 +154,8 @@ class _Runner:
                     f"{self.output} holds the run of recipe '{other}', this is '{name}'",
                     "give another folder with --output, or --force to put this run in its place",
                 )
+        if outside := links_out(self.output):
+            raise UserError(f"{outside[0]} is a link that leads out of the run folder", "remove it, or use --output")
         self.team.wait()
         if self.team.main:
             try:
@@ -162,7 +177,7 @@ class _Runner:
             about: dict[str, Any] = {"run": recipe.run_name, "recipe": recipe.source, "home": str(recipe.home)}
             about |= {"profile": recipe.profile, "sets": list(recipe.overrides), "stages": list(recipe.stages)}
             about |= {"resolved": recipe.root.plain()}
-            write_whole(self.output / RUN_FILE, json.dumps(about, indent=2, default=str) + "\n")
+            write_whole(self.output / RUN_FILE, masked(json.dumps(about, indent=2, default=str)) + "\n")
         self.team.wait()
 
     def run(self) -> None:
@@ -199,10 +214,12 @@ class _Runner:
                 return
             self.console.say(f"{stage.name}: its result was changed or is incomplete; it is made again")
         resumes = done is None and _text(folder / FINGERPRINT) == draft.fingerprint
-        went_on = resumes and any(folder.glob("checkpoint*"))
+        went_on = resumes and has_checkpoint(folder)
         self.team.wait()  # nobody may look at the folder any more when the main process changes it
         if self.team.main:
-            if not resumes:
+            if resumes:
+                drop_results(folder)  # what a run that was killed had begun to write
+            else:
                 self._clear(stage.name, folder, done)
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(folder / FINGERPRINT, draft.fingerprint)
@@ -256,7 +273,8 @@ class _Runner:
             self._tell(event, told)
 
         told_how = (notify, progress, self.console.say)
-        context = StageContext(stage.name, folder, recipe.home, recipe.seed, self._artifact, *told_how)
+        where = (folder, recipe.home, recipe.seed, self._artifact)
+        context = StageContext(stage.name, *where, *told_how, cache=self.output / CACHE)
         algorithms = [c.name for c in chosen_parts(stage.settings) if c.part.kind == "algorithm"]
         told = {"kind": stage.part.name, "algorithms": algorithms, "steps": getattr(stage.settings, "max_steps", None)}
         draft.started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -264,9 +282,9 @@ class _Runner:
         with self._named(stage, folder, at):
             self._tell("stage_started", {"stage": stage.name, "folder": str(folder), "plan": told})
             result = call_named(stage.part.run, stage=context, settings=resolved(stage.settings, self._dataset))
-        if not isinstance(result, StageResult):
-            who = catalogue().provider("stage", stage.part.name)
-            raise PluginError(f"{who}: stage kind '{stage.part.name}' must return a StageResult, not {result!r}")
+            if not isinstance(result, StageResult):
+                who = catalogue().provider("stage", stage.part.name)
+                raise PluginError(f"{who}: stage kind '{stage.part.name}' must return a StageResult, not {result!r}")
         draft.seconds = round(time.monotonic() - begin, 3)
         draft.finished = datetime.now(UTC).isoformat(timespec="seconds")
         draft.summary = result.summary
@@ -284,20 +302,24 @@ class _Runner:
         try:
             yield
         except KeyboardInterrupt as error:
-            raise StoppedError(stage.name) from error
+            raise StoppedError(stage.name, exit_code(error)) from error
         except BrokenPipeError:  # whoever read the output has gone; nobody's mistake
             raise
         except UserError as error:
             raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from error
         except Exception as error:
-            text = "".join(traceback.format_exception(error))
+            full = is_full(error)
+            if full is not None:
+                raise full_disk(f"what {where} writes", full, folder) from error
+            text = masked("".join(traceback.format_exception(error)))
             if self.team.main:
                 (folder / "error.log").write_text(text, encoding="utf-8")
             who = catalogue().provider("stage", stage.part.name)
             what = str(error) if isinstance(error, PluginError) else f"{who} raised {type(error).__name__}: {error}"
             after = f", after step {at['step']}" if at["step"] else ""
-            what = what.removeprefix(f"{where}: ")
-            raise PluginError(f"{where}{after}: {what}\n    the traceback is in {folder / 'error.log'}") from error
+            head = "" if what.startswith(f"{where}, step ") else f"{where}{after}: "
+            what = head + what.removeprefix(f"{where}: ")
+            raise PluginError(f"{what}\n    the traceback is in {folder / 'error.log'}") from error
 
     def _artifact(self, reference: str) -> Artifact:
         """The model behind a reference; a new one is built afresh each time, because a stage may train it in place."""
@@ -309,7 +331,9 @@ class _Runner:
             made = next((o for o in self.outcomes if o.manifest.name == name), None)
             if made is None or made.manifest.model is None:
                 raise UserError(f"stage '{name}' has made no model")
-            return artifact_at(made.folder / made.manifest.model)
+            trusted = recipe.model is not None and recipe.model.trust_remote_code
+            trusted = trusted and goes_back_to(reference, {s.name: s for s in self.plan.stages}) == "base"
+            return artifact_at(made.folder / made.manifest.model, trusted=trusted)
         if reference == "base":
             if recipe.model is None:
                 raise UserError("the recipe has no `model`")
@@ -340,8 +364,10 @@ class _Runner:
 
 
 def _finish(draft: Manifest, result: StageResult, folder: Path) -> None:
-    """Write the manifest, and only then drop the checkpoints that nobody will resume from."""
+    """Write the manifest once its files are on the disk, then drop the checkpoints that nobody will resume from."""
     draft.outputs = outputs_of(folder)
+    for name in {path.partition("/")[0] for path in draft.outputs}:
+        (sync_tree if (folder / name).is_dir() else sync)(folder / name)
     draft.write(folder)
     for entry in folder.glob("checkpoint*"):
         if entry.is_dir():

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from unified.blame import blaming
 from unified.coefficient import Term
 from unified.data import Example, PromptGroup
 from unified.errors import UserError
@@ -20,8 +21,10 @@ from unified.judges import judges_of, load_judges
 from unified.layout import Kind
 from unified.lazy import LazyRows, is_streaming
 from unified.left_out import Counts, told
+from unified.lora import attach, quantise
 from unified.models import Artifact, context_length, load_value_head
 from unified.optim import optimiser, schedule
+from unified.precision import in_bf16, use_fast_float32
 from unified.processes import Processes
 from unified.registry import call_named
 from unified.render import Renderer, render_rows
@@ -29,7 +32,7 @@ from unified.roles import Roles, packing_is_exact, sharing_is_exact
 from unified.run import Run
 from unified.settings import Chosen
 from unified.stage import StageContext, TermSettings, TrainSettings
-from unified.stream import Stream
+from unified.stream import Stream, seed_of
 from unified.teacher import check_vocabulary, divergences, load_teacher, most_stored
 from unified.training import judging_parts, samples_online
 
@@ -38,9 +41,13 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     """Load what the stage needs and nothing else, render its rows, and prepare one module with one optimiser."""
     terms = stage_terms(settings)
     artifact = stage.artifact(settings.model)
+    _refuse_trusted(settings, artifact)
     tokenizer = artifact.tokenizer()
     torch.manual_seed(stage.seed)
     accelerator = Accelerator()
+    bf16 = in_bf16(settings.bf16, accelerator.device)
+    if not bf16:
+        use_fast_float32(accelerator.device)
     models, value_head = load_models(stage, settings, terms, artifact)
     judges, named = load_judges(stage, [part for _, part in judging_parts(settings)])
     models |= judges
@@ -50,11 +57,17 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     trained = trained_heads([t for t, _ in terms], settings)
     for role, model in models.items():
         model.requires_grad_(role in trained)
+        if role in trained and settings.adapter is not None:
+            if settings.adapter.quantization is not None:
+                quantise(model, bf16=bf16)
+            kind = "policy" if role == "policy" else "scalar"
+            attach(model, settings.adapter, kind=kind, seed=seed_of("adapter", stage.seed, role))
         model.train(role in trained)
         if role in trained and settings.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layout = choose_layout(settings, models)
-    roles = Roles(models, value_head=value_head, bf16=settings.bf16)
+    own = settings.own_reference and "ref_logp" in names_read([t for t, _ in terms])
+    roles = Roles(models, value_head=value_head, bf16=bf16, own_reference=own)
     roles.top_k = most_stored(t for t, _ in terms)
     modules: dict[str, nn.Module] = {r: roles.models[r] for r in trained}
     if value_head is not None:
@@ -68,10 +81,21 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
         value_role="policy" if value_head is not None else "critic", trained=trained, total_prompts=total,
         dropped=counted, divergences=divergences(t for t, _ in terms), judges=named,
     )  # fmt: skip
+    run.watch.judged = any(t.algorithm.reward == "required" for t in streams[0].terms)
     run.held_out = held_out_streams(stage, settings, renderer, run)
     for stream in [*streams, *run.held_out]:
         stream.judges = partial(judges_of, run)
+        stream.time_limit = settings.reward_timeout
     return run
+
+
+def _refuse_trusted(settings: TrainSettings, artifact: Artifact) -> None:
+    """An adapter names its base, whose own Python never runs because an adapter names it."""
+    if settings.adapter is not None and settings.adapter.save == "adapter" and artifact.trusted:
+        raise UserError(
+            f"an adapter of {artifact} could not be loaded again: the model runs Python of its own",
+            "write `adapter: {save: merged}`",
+        )
 
 
 def make_renderer(tokenizer: Any, models: dict[str, Any], max_length: int | None) -> Renderer:
@@ -105,29 +129,35 @@ def trained_heads(terms: list[Term], settings: TrainSettings) -> dict[str, froze
     return out
 
 
+def names_read(terms: list[Term]) -> frozenset[str]:
+    """What the terms read, of the model as it is now and of what is scored before."""
+    return frozenset(name for t in terms for name in t.reads | t.credit_reads)
+
+
 def load_models(
     stage: StageContext, settings: TrainSettings, terms: list[tuple[Term, TermSettings]], artifact: Artifact
 ) -> tuple[dict[str, Any], nn.Linear | None]:
     """Every role that some term needs: trained ones, the reference where it is read, and the reward models."""
     plain = [t for t, _ in terms]
     trained = trained_heads(plain, settings)
-    read = frozenset(name for t in plain for name in t.reads | t.credit_reads)
+    read = names_read(plain)
     models: dict[str, Any] = {}
-    if "ref_logp" in read:  # before the policy, which may be the same object in memory and is trained in place
+    if "ref_logp" in read and not settings.own_reference:
+        # before the policy, which may be the same object in memory and is trained in place
         source = artifact if settings.reference == "input" else stage.artifact(settings.reference)
         models["reference"] = source.load("policy")
     teacher = load_teacher(stage, settings, plain, artifact)
     if teacher is not None:
         models["teacher"] = teacher
     if "scorer" in trained:
-        models["scorer"] = artifact.load("scalar", dropout=settings.dropout, trained=True)
+        models["scorer"] = artifact.load("scalar", dropout=settings.dropout, trained=not settings.quantised)
     needs_value = any("value" in h for h in trained.values()) or "old_value" in read or "value" in read
     value_head = None
     if needs_value and settings.critic.trunk == "own":
         start = stage.artifact(settings.critic.model) if settings.critic.model else artifact
         models["critic"] = start.load("scalar", dropout=settings.dropout)
     if "policy" in trained or not models:
-        models["policy"] = artifact.load("policy", dropout=settings.dropout, trained=True)
+        models["policy"] = artifact.load("policy", dropout=settings.dropout, trained=not settings.quantised)
     check_vocabulary(stage.name, models)
     if needs_value and settings.critic.trunk == "shared":
         if settings.critic.model:
@@ -233,7 +263,8 @@ def open_rows(
     if data is None:
         raise UserError("the stage needs `data`", "write `data: NAME` or the path of a file")
     where = {"split": split, "seed": seed, "folder": home}
-    examples: Sequence[Example] = call_named(data.part.open, settings=data.settings, **where)
+    with blaming(data.part, "open"):
+        examples: Sequence[Example] = call_named(data.part.open, settings=data.settings, **where)
     online = source.part.online
     needed = 0 if online else max(t.algorithm.answers for t in terms)
     reserve = int(getattr(source.settings, "max_tokens", 0)) if online else 0
@@ -279,7 +310,7 @@ def choose_layout(settings: TrainSettings, models: dict[str, Any]) -> Kind:
         "packed": "this model mixes the rows of a packed stream",
     }
     for kind, is_exact in kinds.items():
-        if settings.layout not in ("auto", kind) or (kind == "prefix-shared" and settings.dropout):
+        if settings.layout not in ("auto", kind) or (kind == "prefix-shared" and settings.drops):
             continue
         if all(is_exact(m) for m in models.values()):
             return kind

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import CoreSchema, PydanticUndefined, core_schema
 
-from unified.errors import Problem, did_you_mean, unknown_name
+from unified.errors import Problem, did_you_mean, shown, unknown_name
 
 __all__ = ["Chosen", "Field", "Settings", "choice", "parse"]
 
@@ -103,7 +103,7 @@ def choose(kind: str, value: Any) -> tuple[Chosen | None, list[Problem]]:
         value = {"name": value}
     if not isinstance(value, Mapping):
         hint = f"write a name, or a mapping with `name`; known: {', '.join(catalogue().names(kind))}"
-        return None, [Problem(f"a {kind} must be a name or a mapping, not {value!r}", (), (hint,))]
+        return None, [Problem(f"a {kind} must be a name or a mapping, not {shown(value)}", (), (hint,))]
     rest = dict(value)
     name = rest.pop("name", None)
     if not isinstance(name, str):
@@ -217,7 +217,7 @@ def _problem(items: list[Any], at: tuple[str | int, ...], owner: str, cls: type[
         return Problem(f"{owner}: {message}", at)
     near = _near_literal(item)
     hints = (f"did you mean '{near}'?",) if near else ()
-    return Problem(f"'{name}' of {owner}: {message}, got {item['input']!r}", at, hints)
+    return Problem(f"'{name}' of {owner}: {message}, got {shown(item['input'])}", at, hints)
 
 
 def _near_literal(item: Any) -> str | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import field_validator
+
 from unified.fit import Policy
 from unified.settings import Chosen, Field, Settings, choice
 
@@ -21,7 +23,8 @@ class StageContext:
     name: of the stage; folder: where its results go (exists, is its own); home: the folder of the recipe, against which
     relative paths are read. seed: of the stage. artifact(reference): the model behind "base", "stage:NAME", a path or a
     hub id. notify: calls an event hook by name. progress: told (step, steps, metrics) while the stage runs.
-    say: one line for the person who watches.
+    say: one line for the person who watches. cache: a folder that outlives stages, for what may be computed again.
+    log: told every line of metrics.jsonl, in the main process.
     """
 
     name: str
@@ -32,6 +35,8 @@ class StageContext:
     notify: Callable[..., None]
     progress: Callable[[int, int, Mapping[str, float]], None]
     say: Callable[[str], None] = lambda _: None
+    cache: Path | None = None
+    log: Callable[[Mapping[str, Any]], None] = lambda _: None
 
 
 @dataclass
@@ -53,6 +58,9 @@ class ModelSettings(Settings):
     path: str | None = Field(None, description="a folder, relative to the recipe, or a hub id")
     new: dict[str, Any] | None = Field(None, description="a transformers configuration with model_type; random weights")
     tokenizer: Chosen | None = choice("dataset", None, description="for `new`: the dataset that makes the tokenizer")
+    trust_remote_code: bool = Field(
+        False, description="run Python that lies beside the weights at `path`, and beside what stages make of them"
+    )
 
 
 class TermSettings(Settings):
@@ -83,6 +91,26 @@ class CriticSettings(Settings):
     )
 
 
+class AdapterSettings(Settings):
+    """A LoRA on the trained models: only it learns. Names are peft's."""
+
+    r: int = Field(16, ge=1, description="rank of the two matrices")
+    lora_alpha: int = Field(32, ge=1, description="what they add is multiplied by lora_alpha / r")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the way into them")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="adapted layers: all-linear (all but the output), names, or a regular expression"
+    )
+    exclude_modules: str | list[str] | None = Field(None, description="layers that are left out: names, or a pattern")
+    use_rslora: bool = Field(False, description="multiply by lora_alpha / sqrt(r) instead (arXiv:2312.03732)")
+    use_dora: bool = Field(False, description="learn the length of each weight besides (arXiv:2402.09353)")
+    quantization: Literal["4bit"] | None = Field(
+        None, description="hold the weights that stand still in 4 bits (QLoRA, arXiv:2305.14314); needs bitsandbytes"
+    )
+    save: Literal["adapter", "merged"] = Field(
+        "adapter", description="what the stage leaves: an adapter of peft, or a whole model with it folded in"
+    )
+
+
 class EvaluationSettings(Settings):
     """What is measured on held-out prompts, at the end of a stage and every `eval_steps`."""
 
@@ -102,6 +130,9 @@ class TrainSettings(Settings):
     )
     terms: list[TermSettings] = Field([], description="summands of the gradient; the first drives the steps")
     model: str = Field("base", description="what is trained: base (the recipe's model), stage:NAME, a path or hub id")
+    adapter: AdapterSettings | None = Field(
+        None, description="train a LoRA on the model, and on a critic of its own, in place of all weights; needs peft"
+    )
     reference: str = Field("input", description="the frozen reference: input (what the stage was handed), or a model")
     teacher: str | None = Field(None, description="the frozen teacher of distillation: stage:NAME, a path or hub id")
     critic: CriticSettings = Field(CriticSettings(), description="the value model, for algorithms with one")
@@ -115,6 +146,20 @@ class TrainSettings(Settings):
 
     max_missing: float = Field(
         0.5, ge=0, le=1, description="the stage stops where the reward fails on more than this share of answers at once"
+    )
+    reward_timeout: float | None = Field(
+        600.0,
+        gt=0,
+        description="seconds for the reward of a collected batch; then each prompt is judged by itself in its share of "
+        "as much again, and what takes longer is missing; rewards that ask models have no limit, null: none has",
+    )
+    nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="NaN or infinity in rewards, log-probs, values, advantages, coefficients or gradients: stop with "
+        "its place, or leave the answers (of coefficients and gradients: the optimiser step) out, counted",
+    )
+    max_nonfinite: int = Field(
+        5, ge=0, description="nonfinite: skip: collected batches in a row with something left out, before it stops"
     )
     refill: int = Field(0, ge=0, description="collections more, at most, to replace sampled groups that were dropped")
     ref_sync_steps: int | None = Field(None, ge=1, description="optimiser steps between renewals of the reference")
@@ -143,15 +188,18 @@ class TrainSettings(Settings):
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="second moment decay")
     adam_epsilon: float = Field(1e-8, gt=0, description="added to the root of the second moment")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm is clipped here; 0: not at all")
-    bf16: bool = Field(False, description="matrix products in bfloat16; weights, log-probs and sums in float32")
+    bf16: bool | Literal["auto"] = Field(
+        False,
+        description="matrix products in bfloat16, weights and sums in float32; auto: where the hardware has it",
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     dropout: float | None = Field(None, ge=0, lt=1, description="dropout of the trained model; without: 0")
 
     layout: Literal["auto", "padded", "packed", "prefix-shared"] = Field(
         "auto", description="how answers are laid out in the forward; auto: prompts shared where it pays, else packed"
     )
-    tokens_per_micro_batch: int = Field(
-        8192, ge=1, description="token slots of one forward; lower it when memory runs out"
+    tokens_per_micro_batch: int | None = Field(
+        None, ge=1, description="token slots of one forward, fewer take less memory; without, 2048 on a CPU, else 8192"
     )
     max_length: int | None = Field(
         None, ge=1, description="longest prompt with answer, in tokens; without, the model's limit"
@@ -168,7 +216,42 @@ class TrainSettings(Settings):
     metric_for_best_model: str | None = Field(None, description="keep the weights that are best by this eval metric")
     greater_is_better: bool = Field(True, description="whether a higher metric is better")
     save_steps: int | None = Field(None, ge=1, description="optimiser steps between checkpoints to resume from")
+    save_total_limit: int = Field(
+        2, ge=1, description="checkpoints kept, the newest; with two, a damaged one is replaced by the one before"
+    )
     sample_rows: int = Field(4, ge=0, description="answers written to samples.jsonl per collected batch")
+    lens_steps: int | None = Field(
+        None, ge=1, description="optimiser steps between pictures of a few fixed prompts (lens.jsonl); without, none"
+    )
+    lens_rows: int = Field(2, ge=1, description="prompts of these pictures, the first of the data")
+
+    report_to: list[str] = Field(
+        [], description="trackers that get the metrics: tensorboard, wandb, trackio, mlflow, ... of accelerate"
+    )
+    project: str = Field("unified", description="the project, or experiment, that trackers put the run into")
+    run_name: str | None = Field(None, description="what trackers call the run; without, the stage's name")
+
+    @property
+    def drops(self) -> float:
+        """The largest dropout of a trained model, that of its adapter included."""
+        return max(self.dropout or 0.0, self.adapter.lora_dropout if self.adapter is not None else 0.0)
+
+    @property
+    def quantised(self) -> bool:
+        """Whether trained models are copies in fewer bits of what the stage was handed."""
+        return self.adapter is not None and self.adapter.quantization is not None
+
+    @property
+    def own_reference(self) -> bool:
+        """Whether the reference is the trained policy without its adapter, which is what the stage was handed."""
+        return self.adapter is not None and self.reference in ("input", self.model)
+
+    @field_validator("learning_rate")
+    @classmethod
+    def _names_a_role(cls, rate: float | dict[str, float]) -> float | dict[str, float]:
+        if rate == {}:
+            raise ValueError("a rate, or one for a role at least: {policy: 1e-5}")
+        return rate
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +260,8 @@ class TrainSettings(Settings):
         if isinstance(critic, str):
             word = {"fresh": {}, "own": {}, "shared": {"trunk": "shared"}}
             data = {**data, "critic": word.get(critic, {"model": critic})}
+        if isinstance(data.get("report_to"), str):
+            data = {**data, "report_to": [] if data["report_to"] == "none" else [data["report_to"]]}
         return name_source(data)
 
 

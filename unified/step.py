@@ -212,7 +212,7 @@ def look_ahead(run: Run, work: Work) -> bool:
     now = {h: v[at] for of_role in heads.values() for h, v in of_role.items()}
     if not check_heads(run, work.table, work.index, now):
         now = {h: torch.nan_to_num(v) for h, v in now.items()}  # the step is left out, whatever follows from them
-    batch = _with_old(work.batch.plus(**now), terms)
+    batch = with_old(work.batch.plus(**now), terms)
     if step_scope:
         work.statistics = [step_statistics(run, t, batch) if t.algorithm.statistics else {} for t in terms]
     for part in wide:
@@ -229,7 +229,7 @@ def look_ahead(run: Run, work: Work) -> bool:
     return True
 
 
-def _with_old(batch: Batch, terms: Sequence[Any]) -> Batch:
+def with_old(batch: Batch, terms: Sequence[Any]) -> Batch:
     """In the only step on a batch the old policy is the policy: the same numbers, without a gradient."""
     read = {name for t in terms for name in t.reads}
     same = {"old_logp": "logp", "old_value": "value"}
@@ -311,7 +311,7 @@ def weigh(run: Run, work: Work, micro: list[int], heads: dict[str, Tensor]) -> d
     at = torch.tensor(micro, device=run.device)
     time = next(iter(heads.values())).shape[1]
     now = {h: v.detach() for h, v in heads.items()}
-    batch = _with_old(work.batch.rows(at, time=time).plus(**now), terms)
+    batch = with_old(work.batch.rows(at, time=time).plus(**now), terms)
     w = [{h: x[at] for h, x in each.items()} for each in work.w]
     known = work.known.get(id(micro))
     if known is not None:

@@ -12,7 +12,7 @@ from unified import __version__
 from unified.check import Plan, PlannedStage
 from unified.drafts import Made, draft_of
 from unified.made import STAGE
-from unified.manifest import FINGERPRINT, Manifest, outputs_of, read_manifest, stage_folder
+from unified.manifest import FINGERPRINT, Manifest, has_checkpoint, outputs_of, read_manifest, stage_folder
 from unified.recipe import Recipe, after_stage
 
 #: done: nothing to do. changed: done once, and will run again. depends: runs again if what it starts from comes out
@@ -73,7 +73,7 @@ def _unfinished(stage: PlannedStage, folder: Path, draft: Manifest | None, unsur
     step = last_step(folder)
     if unsure or draft is None or file.read_text(encoding="utf-8") != draft.fingerprint:
         return Finding(stage, folder, "interrupted", ("begun with other settings or inputs; starts over",), step=step)
-    where = "goes on from its checkpoint" if any(folder.glob("checkpoint*")) else "no checkpoint yet; starts over"
+    where = "goes on from its checkpoint" if has_checkpoint(folder) else "no checkpoint yet; starts over"
     return Finding(stage, folder, "interrupted", (where,), step=step)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unified.contract import FIRST, REST, Subject, failures
+from unified.contract_kinds import ENGINE, FILTER, FORMAT, STAGE
 from unified.contract_parts import DATASET, REWARD, SOURCE, PartUnderTest, Unfit
 from unified.data import PromptGroup
 from unified.errors import PluginError, UserError, unknown_name
@@ -38,7 +39,10 @@ class Finding:
     message: str
 
 
-OTHERS: dict[str, Sequence[Check]] = {"reward": REWARD, "dataset": DATASET, "source": SOURCE}
+OTHERS: dict[str, Sequence[Check]] = {
+    "reward": REWARD, "dataset": DATASET, "source": SOURCE, "format": FORMAT, "filter": FILTER, "engine": ENGINE,
+    "stage": STAGE,
+}  # fmt: skip
 #: kind -> names of its checks, in order, with what each asks
 CHECKS: dict[str, dict[str, str]] = {
     kind: {c.__name__: (c.__doc__ or "").strip() for c in checks}
@@ -115,7 +119,7 @@ def check_plugin(name: str, settings: Mapping[str, Any] | None = None) -> dict[t
     known = catalogue()
     everything = [(kind, part) for kind in known.kinds() for part in known.names(kind)]
     wanted = [one for one in everything if one[1] == name]
-    wanted = wanted or [one for one in everything if _provided_by(name, known.provider(*one))]
+    wanted = wanted or [one for one in everything if provided_by(name, known.provider(*one))]
     if not wanted:
         plugins = {known.provider(*one).removeprefix("plugin ") for one in everything}
         found = unknown_name("part or plugin", name, {*(part for _, part in everything), *plugins})
@@ -123,7 +127,7 @@ def check_plugin(name: str, settings: Mapping[str, Any] | None = None) -> dict[t
     return {(kind, part): _checked(kind, part, settings) for kind, part in wanted}
 
 
-def _provided_by(name: str, provider: str) -> bool:
+def provided_by(name: str, provider: str) -> bool:
     """Whether a provider is the plugin of that name, or a module of it."""
     module = provider.removeprefix("plugin ")
     return module == name or module.startswith(f"{name}.")

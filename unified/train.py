@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from unified.blame import named_step
 from unified.checkpoint import keep_best_weights, load_best_weights, resume, save_checkpoint
@@ -20,12 +22,15 @@ from unified.disk import space_for
 from unified.evaluate import evaluate
 from unified.guard import batch_done, warn
 from unified.interrupt import StopRequest, StopSignal
-from unified.models import Artifact, save_model
+from unified.lens.kept import keep_picture
+from unified.lora import fold, taken_off
+from unified.models import artifact_at, save_adapter, save_model
 from unified.run import Collected, Run, Table
 from unified.set_up import set_up
 from unified.stage import StageContext, StageResult, TrainSettings
 from unified.step import count, optimise, prepare
 from unified.stream import seed_all, seed_of
+from unified.trackers import tracked
 
 #: answers of a collected batch whose repetitions are counted (16 of 1,024 tokens take 2 ms), and their fewest tokens
 REPEATED_OF, REPEATED_IN = 16, 16
@@ -33,17 +38,37 @@ REPEATED_OF, REPEATED_IN = 16, 16
 
 def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
     """Train, write the model (and its critic) beside the metrics, and give the numbers for the table."""
-    run, summary = train(stage, settings)
+    with tracked(stage, settings) as followed:
+        run, summary = train(followed, settings)
     role = "scorer" if "scorer" in run.trained else "policy"
-    model = run.roles.models[role]
     folder = stage.folder / "model"
     if run.accelerator.is_main_process:
-        save_model(model, run.tokenizer, folder, run.roles.value_head)
+        _write(run, role, settings.model, folder, run.roles.value_head)
         if "critic" in run.trained:
-            save_model(run.roles.models["critic"], run.tokenizer, stage.folder / "critic")
+            _write(run, "critic", settings.critic.model or settings.model, stage.folder / "critic")
     run.accelerator.wait_for_everyone()
     run.accelerator.free_memory()
-    return StageResult(Artifact("scalar" if role == "scorer" else "policy", folder), summary)
+    return StageResult(artifact_at(folder), summary)
+
+
+def _write(run: Run, role: str, start: str, folder: Path, value_head: nn.Module | None = None) -> None:
+    """A trained model, or its adapter, which names what the stage was handed (`start`)."""
+    model, settings = run.roles.models[role], run.settings
+    if settings.adapter is None:
+        save_model(model, run.tokenizer, folder, value_head)
+        return
+    artifact = run.stage.artifact(start)
+
+    def handed() -> Any:
+        """What was handed over, in all its bits."""
+        return artifact.load("policy" if role == "policy" else "scalar")
+
+    if settings.adapter.save == "merged":
+        whole = fold(model, handed()) if settings.quantised else taken_off(model, folded=True)
+        save_model(whole, run.tokenizer, folder, value_head)
+        return
+    base = artifact.path if artifact.module is None else None
+    save_adapter(model, run.tokenizer, folder, base, value_head, handed if settings.quantised else None)
 
 
 def train(stage: StageContext, settings: TrainSettings) -> tuple[Run, dict[str, Any]]:
@@ -54,6 +79,8 @@ def train(stage: StageContext, settings: TrainSettings) -> tuple[Run, dict[str, 
         loop = Loop(run, stop, saved=_place(run) if resumed else None)
         if settings.eval_on_start and not resumed:
             loop.evaluate(written=True)
+        if not resumed:
+            loop.picture(-1)
         while run.collected or (run.step < run.steps and run.streams[0].position < run.total_prompts):
             loop.iterate()
             loop.pause()
@@ -98,6 +125,7 @@ class Loop:
         measured: dict[str, float] = {}
         if settings.eval_steps and run.step // settings.eval_steps > now.before // settings.eval_steps:
             measured = self.evaluate()
+        self.picture(now.before)
         self.report(now.table, now.metrics | measured)
         run.collected = None
         self.save_if_due()
@@ -223,6 +251,13 @@ class Loop:
             write_metrics(run, {"step": run.step, **measured})
         return measured
 
+    def picture(self, before: int) -> None:
+        """Keep what a step on a few fixed prompts would do, every `lens_steps` steps. before: of the run, -1: none."""
+        every = self.run.settings.lens_steps
+        if every and self.run.step // every > before // every:
+            with self.as_if_not_begun():
+                keep_picture(self.run)
+
     def restore_best(self) -> None:
         """Put the best weights back, where a metric was named."""
         run = self.run
@@ -328,7 +363,9 @@ def write_metrics(run: Run, row: dict[str, Any]) -> None:
     """One line of metrics.jsonl."""
     path = run.stage.folder / "metrics.jsonl"
     with space_for(path.name, path.parent), path.open("a") as file:
-        file.write(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n")
+        finite = {k: _finite(v) for k, v in row.items()}
+        file.write(json.dumps(finite) + "\n")
+    run.stage.log(finite)
 
 
 def write_samples(run: Run, groups: list[PromptGroup]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ from unified.edges import TOKENS as TOKENS
 from unified.errors import PluginError, Problem, UserError, unknown_name
 from unified.fit import Policy
 from unified.made import is_to_come
+from unified.measured import best_model_problem, of_training
 from unified.parts import AGGREGATIONS, HEADS, Algorithm
 from unified.registry import call_named
 from unified.settings import Settings, choose
 from unified.stage import StageContext, StageResult, TermSettings, TrainSettings
+from unified.trackers import tracker_problems
 from unified.work import Measure, Work
 
 Path_ = tuple[str | int, ...]
@@ -49,6 +53,11 @@ def pushed(settings: TrainSettings) -> frozenset[str]:
 def makes(settings: TrainSettings) -> str:
     """A stage that pushes `score` leaves a scalar model, every other a policy."""
     return "scalar" if "score" in pushed(settings) else "policy"
+
+
+def measures(settings: TrainSettings) -> dict[str, str]:
+    """What the stage measures, by name."""
+    return of_training(settings, online=bool(written_terms(settings)) and samples_online(settings))
 
 
 def uses(settings: TrainSettings) -> list[tuple[Any, ...]]:
@@ -102,6 +111,7 @@ def check(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> lis
     problems = _check_terms(settings)
     problems += _check_models(settings)
     problems += _check_optimiser(settings)
+    problems += tracker_problems(settings)
     if not problems:
         problems += _check_data(settings, home, seed, tokenizer)
     return problems
@@ -167,20 +177,9 @@ def _check_models(settings: TrainSettings) -> list[Problem]:
     )
     problems += _check_teacher(settings)
     coupled = read & {"ref_logp", "old_logp", "teacher_logp", "old_value"}
-    if settings.dropout and coupled:
-        hint = "drop `dropout`: these log-probs would differ from the policy's own by chance"
-        problems.append(
-            Problem(
-                f"dropout is {settings.dropout:g}, but {', '.join(sorted(coupled))} is compared", ("dropout",), (hint,)
-            )
-        )
-    if settings.dropout and settings.layout == "prefix-shared":
-        hint = "drop `dropout`, or write `layout: packed`"
-        problems.append(
-            Problem(
-                f"dropout is {settings.dropout:g}, but all answers share one pass of a prompt", ("layout",), (hint,)
-            )
-        )
+    problems += _check_dropout(settings, coupled)
+    if settings.adapter is not None:
+        problems += _check_adapter(settings)
     if settings.ref_sync_steps and "ref_logp" not in read:
         hint = "drop it, or give the KL a weight above 0"
         problems.append(Problem("`ref_sync_steps` without a reference: nothing reads it", ("ref_sync_steps",), (hint,)))
@@ -196,6 +195,50 @@ def _check_models(settings: TrainSettings) -> list[Problem]:
             problems.append(
                 Problem("temperature 0 samples one answer only", (*path, "temperature"), ("use a temperature above 0",))
             )
+    return problems
+
+
+def _check_dropout(settings: TrainSettings, coupled: frozenset[str]) -> list[Problem]:
+    """Dropout makes log-probs differ by chance. coupled: what is read and compared with the policy's own."""
+    problems: list[Problem] = []
+    adapter = settings.adapter.lora_dropout if settings.adapter is not None else 0.0
+    for name, at, p in (
+        ("dropout", ("dropout",), settings.dropout or 0.0),
+        ("lora_dropout", ("adapter", "lora_dropout"), adapter),
+    ):
+        if p and coupled:
+            hint = f"drop `{name}`: these log-probs would differ from the policy's own by chance"
+            problems.append(Problem(f"{name} is {p:g}, but {', '.join(sorted(coupled))} is compared", at, (hint,)))
+        if p and settings.layout == "prefix-shared":
+            hint = f"drop `{name}`, or write `layout: packed`"
+            problems.append(
+                Problem(f"{name} is {p:g}, but all answers share one pass of a prompt", ("layout",), (hint,))
+            )
+    return problems
+
+
+def _check_adapter(settings: TrainSettings) -> list[Problem]:
+    """Whether an adapter can be trained here at all."""
+    problems = []
+    if find_spec("peft") is None:
+        hint = "pip install 'unified-post-training[peft]'"
+        problems.append(Problem("`adapter` needs peft, which is not installed", ("adapter",), (hint,)))
+    if settings.quantised and find_spec("bitsandbytes") is None:
+        hint, at = "pip install 'unified-post-training[qlora]'", ("adapter", "quantization")
+        problems.append(Problem("`quantization` needs bitsandbytes, which is not installed", at, (hint,)))
+    if settings.ref_sync_steps:
+        hint = "drop `ref_sync_steps`, or write rounds: each goes on from what the one before has made"
+        what = "the weights beside an adapter stand still, so that no reference can follow them"
+        problems.append(Problem(what, ("ref_sync_steps",), (hint,)))
+    for name in ("target_modules", "exclude_modules"):
+        written, at = getattr(settings.adapter, name), ("adapter", name)
+        if written in ("", []):
+            problems.append(Problem(f"`{name}` names no layer", at, ("all-linear, names in a list, or a pattern",)))
+        elif isinstance(written, str):
+            try:
+                re.compile(written)
+            except re.error as error:
+                problems.append(Problem(f"`{name}` is no regular expression: {error}", at, ("or names in a list",)))
     return problems
 
 
@@ -221,6 +264,8 @@ def _check_optimiser(settings: TrainSettings) -> list[Problem]:
     except UserError as error:
         first, *hints = str(error).splitlines()
         problems.append(Problem(first, ("optim",), tuple(h.strip() for h in hints)))
+    unmeasured = best_model_problem(settings, online=samples_online(settings))
+    problems += [unmeasured] if unmeasured is not None else []
     if settings.metric_for_best_model and settings.evaluation is None:
         problems.append(
             Problem("`metric_for_best_model` needs `evaluation`", ("metric_for_best_model",), ("say what is measured",))

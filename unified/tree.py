@@ -1,7 +1,8 @@
 """YAML as a tree that knows where each value was written, and the merging of such trees.
 
 Scalars are read by the rules of YAML 1.2: only `true` and `false` are booleans (so that the keys `on` and `no` stay
-words), and `1e-5` is a number. Keys are always text. A key that stands twice in one mapping is a mistake.
+words), and `1e-5` is a number. Keys are always text. A key that stands twice in one mapping is a mistake. Tags other
+than those of plain values are refused, and so is what only serves to exhaust the reader: see the limits below.
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ from typing import Any
 import yaml
 
 from unified.errors import Problem, UserError
+
+#: limits of one text: characters, mappings and lists inside each other, and values with what aliases repeat written out
+LONGEST, DEEPEST, MOST_VALUES = 1_000_000, 60, 50_000
+_PLAIN = frozenset(f"tag:yaml.org,2002:{name}" for name in ("bool", "null", "int", "float", "str", "map", "seq"))
 
 
 @dataclass(frozen=True, order=True)
@@ -75,7 +80,19 @@ def located(value: Any, place: Place) -> Node:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2."""
+    """SafeLoader with the scalars of YAML 1.2, which does not go deeper than it may."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """One node with what it holds; MarkedYAMLError below the deepest level."""
+        self.depth += 1
+        if self.depth > DEEPEST:
+            problem = f"more than {DEEPEST} mappings and lists stand inside each other"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -94,10 +111,12 @@ def read_yaml(text: str, source: str, problems: list[tuple[Place, Problem]], *, 
     """The tree of a YAML text. Duplicate keys are added to `problems` with both lines; the first one counts.
 
     With `lines` False (text from the command line) every place is `source` alone.
-    Raises UserError with the line for text that is no YAML.
+    Raises UserError with the line for text that is no YAML, or goes beyond the limits.
     """
-    loader = _Loader(text)
+    if len(text) > LONGEST:
+        raise UserError(f"{source}: {len(text):,} characters are too many to read", f"at most {LONGEST:,}")
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -105,7 +124,8 @@ def read_yaml(text: str, source: str, problems: list[tuple[Place, Problem]], *, 
         why = " ".join(part for part in (error.context, error.problem) if part)
         raise UserError(f"{Place(source, line)}: this is no YAML: {why}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: this is no YAML: {error}") from error
+        why = str(error).splitlines()[0]
+        raise UserError(f"{source}: this is no YAML: {why}") from error
     if node is None:
         return Node(None, Place(source, 1 if lines else 0))
     return _Reader(loader, source, problems, lines).read(node, None, ())
@@ -117,6 +137,7 @@ class _Reader:
     source: str
     problems: list[tuple[Place, Problem]]
     lines: bool
+    values: int = 0
 
     def place(self, node: yaml.Node) -> Place:
         return Place(self.source, node.start_mark.line + 1 if self.lines else 0)
@@ -127,14 +148,20 @@ class _Reader:
         if id(node) in above:
             raise UserError(f"{place}: an alias may not stand inside the mapping that it repeats")
         above = (*above, id(node))
+        self.values += 1
+        if self.values > MOST_VALUES:
+            what = f"with what its aliases repeat, this is more than {MOST_VALUES:,} values"
+            raise UserError(f"{place}: {what}", "a recipe of that size is a mistake, or an attack")
+        if node.tag not in _PLAIN:
+            raise UserError(f"{place}: the tag {node.tag[:80]} is not known here", "plain values need no tag")
         if isinstance(node, yaml.MappingNode):
             return Node(self._mapping(node, above), place)
         if isinstance(node, yaml.SequenceNode):
             return Node([self.read(item, None, above) for item in node.value], place)
         try:
             return Node(self.loader.construct_object(node), place)
-        except (yaml.YAMLError, ValueError) as error:
-            raise UserError(f"{place}: cannot read the value '{node.value}'") from error
+        except (yaml.YAMLError, ValueError, LookupError) as error:
+            raise UserError(f"{place}: cannot read the value '{node.value[:80]}'") from error
 
     def _mapping(self, node: yaml.MappingNode, above: tuple[int, ...]) -> dict[str, Node]:
         out: dict[str, Node] = {}

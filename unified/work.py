@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from unified.stage import AdapterSettings
+
 #: operations per parameter and token: forward 2, backward 4 (Kaplan et al. 2020, arXiv:2001.08361, section 2.1)
 OPERATIONS = {"train": 6, "score": 2, "generate": 2}
 
@@ -45,6 +47,7 @@ class Work:
     gradients. at_once: answers sampled at the same time; longest: tokens of prompt and answer of one of them.
     optimiser_bytes: state per trained parameter. bf16: matrix products in bfloat16.
     checkpointing: activations are recomputed, which costs another forward.
+    adapter: what learns in place of all weights.
     """
 
     steps: int = 0
@@ -56,6 +59,7 @@ class Work:
     optimiser_bytes: int = 8
     bf16: bool = False
     checkpointing: bool = False
+    adapter: AdapterSettings | None = None
 
     def tokens(self, does: str) -> float:
         """Tokens that are trained on, scored, or pass through sampling."""

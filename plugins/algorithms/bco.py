@@ -55,7 +55,9 @@ def metrics(
 
 
 def update(state: Mapping[str, float], totals: Mapping[str, float]) -> dict[str, float]:
-    """The mean and number with those of a collected batch."""
+    """The mean and number with those of a collected batch; the same where no answer of it counted."""
+    if not totals.get("answers"):
+        return dict(state)
     count = state["count"] + totals["answers"]
     return {"mean": (state["count"] * state["mean"] + totals["answers"] * totals["rewards"]) / count, "count": count}
 

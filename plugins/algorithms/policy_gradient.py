@@ -100,12 +100,12 @@ def initial_state(settings: PolicyGradientSettings) -> dict[str, float]:
 def update(
     state: Mapping[str, float], totals: Mapping[str, float], settings: PolicyGradientSettings
 ) -> dict[str, float]:
-    """Move the weights of KL and entropy towards their targets, once per collected batch."""
+    """Move the weights of KL and entropy towards their targets, once per collected batch in which answers counted."""
     out = dict(state)
-    if settings.kl_target is not None:
+    if settings.kl_target is not None and "kl" in totals:
         target, horizon = settings.kl_target, settings.kl_horizon
         out["kl_weight"] = adapt_weight(state["kl_weight"], totals["kl"], target=target, horizon=horizon)
-    if settings.entropy_target is not None:
+    if settings.entropy_target is not None and "entropy" in totals:
         target, entropy = settings.entropy_target, totals["entropy"]
         weight = adapt_entropy(state["entropy_weight"], entropy, target=target, rate=settings.entropy_rate)
         out |= {"entropy_weight": weight, "entropy": entropy}

@@ -21,6 +21,7 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from unified import packed_masks as packed_masks  # importing it registers `unified`
+from unified import plain_float32
 
 PROMPTS, TOKENS = "unified_rollout_prompts", "unified_rollout_tokens"
 #: places that are added at a time; lengths of the products are rounded up to ROUND, so that fewer shapes occur
@@ -158,6 +159,7 @@ def _prompts(
     return ALL_ATTENTION_FUNCTIONS["unified"](module, query, key, value, mask, **kwargs)
 
 
+@plain_float32()  # many small products
 def _tokens(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None, *,
     rows_cache: RowsCache, sliding_window: int | None = None, softcap: float | None = None, **kwargs: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,4 +53,6 @@ def write_rows(path: Path, examples: Iterable[Example]) -> None:
     with part.open("w", encoding="utf-8") as file:
         for example in examples:
             file.write(json.dumps(row_of(example), ensure_ascii=False, default=str) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)

@@ -72,7 +72,9 @@ class EvaluateSettings(Settings):
     )
     too_long: Literal["refuse", "drop"] = Field("refuse", description="rows over max_length: an error, or dropped")
     prompts_at_once: int = Field(256, ge=1, description="prompts handed to the engine together")
-    tokens_per_micro_batch: int = Field(8192, ge=1, description="token slots of one forward")
+    tokens_per_micro_batch: int | None = Field(
+        None, ge=1, description="token slots of one forward; without, 2048 on a CPU, else 8192"
+    )
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
@@ -253,6 +255,23 @@ def uses(settings: EvaluateSettings) -> list[tuple[Any, ...]]:
     ]
 
 
+def measures(settings: EvaluateSettings) -> dict[str, str]:
+    """What the settings measure; rewards and sources may write columns of their own, which nobody knows before."""
+    if settings.reward is None:
+        asked = "a `reward` measures it"
+        return {"eval/perplexity": ""} | {f"eval/{name}": asked for name in ("reward", "accuracy", "length", "missing")}
+    reference = "" if settings.reference else "a `reference` measures it"
+    against = "" if settings.against else "`against` measures it"
+    means = {"reward": "", "accuracy": "", "kl": reference, "win_rate": against}
+    means |= {f"reward/{reward.name}": "" for reward in settings.rewards} | {f"pass@{k}": "" for k in settings.pass_at}
+    out = {name: said for mean, said in means.items() for name in (mean, f"{mean}_se")}
+    out |= {f"{name}_std": "" for name in ("reward", *(f"reward/{reward.name}" for reward in settings.rewards))}
+    out |= dict.fromkeys(("prompts", "missing", "length", "clipped_ratio", "*"), "")
+    out |= {"against/reward": against, "ties": against}
+    out["perplexity"] = "" if settings.perplexity else "`perplexity: true` measures it"
+    return {f"eval/{name}": said for name, said in out.items()}
+
+
 def check(settings: EvaluateSettings, home: Path, seed: int, tokenizer: Any) -> list[Problem]:
     """Measurements that lack what they need, and sound data."""
     source = _source(settings)
@@ -316,5 +335,14 @@ def work(settings: EvaluateSettings, measure: Measure) -> Work | None:
 def unified_stages() -> list[StageKind]:
     """Offer measuring to recipes as `kind: evaluate`."""
     return [
-        StageKind("evaluate", EvaluateSettings, run=run, uses=uses, makes=lambda settings: None, check=check, work=work)
+        StageKind(
+            "evaluate",
+            EvaluateSettings,
+            run=run,
+            uses=uses,
+            makes=lambda settings: None,
+            check=check,
+            work=work,
+            measures=measures,
+        )
     ]

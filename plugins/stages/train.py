@@ -24,5 +24,6 @@ def unified_stages() -> list[StageKind]:
             makes=training.makes,
             check=training.check,
             work=training.work,
+            measures=training.measures,
         ),
     ]

@@ -36,7 +36,7 @@ def at_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             monkeypatch.chdir(tmp_path)
             monkeypatch.setenv("COLUMNS", "80")
             write_files(page, tmp_path)
-            names = [s.name for s in snippets(page) if s.language == "python" and s.name]
+            names = [s.name for s in snippets(page) if s.is_plugin]
             return stack.enter_context(using(Catalogue({Path(n).stem: load(tmp_path / n) for n in names})))
 
         yield go

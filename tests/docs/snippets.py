@@ -7,6 +7,7 @@
 ```json NAME            a file for later commands and recipes of the page
 ```toml NAME            a file that is valid TOML
 ```python               a program: it runs; `unified` is used from its public names only
+```python ./NAME.py     a file for recipes of the page, which also runs by itself
 ```python NAME.py       a plugin: it registers, and every part that it offers is in the catalogue of the page
 ```console              lines with `$ ` run; what stands under them is compared, see CHEAP in test_snippets.py
 ```bash                 commands alone, tested as those of console blocks
@@ -46,6 +47,11 @@ class Snippet:
     def label(self) -> str:
         """How a test calls it."""
         return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether it is a plugin: a Python file that is none of a recipe."""
+        return self.language == "python" and bool(self.name) and not self.name.startswith("./")
 
     @property
     def commands(self) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from unified import Batch, call_named, catalogue
 from unified.aggregation import CONSTANT_IN_GROUP, Counts, normaliser
 from unified.batch import Here
 from unified.hookspecs import API_VERSION
-from unified.parts import AGGREGATIONS, HEADS, KINDS, NoSettings
+from unified.parts import AGGREGATIONS, HEADS, KINDS, NoSettings, Part
 from unified.registry import PART_HOOKS
 
 DOCS = ROOT / "docs"
@@ -65,17 +65,28 @@ def test_every_hook_has_an_example_that_implements_it() -> None:
 def test_the_section_of_a_part_tells_the_arguments_of_each_of_its_functions(hook: str, kind: str) -> None:
     (text,) = (body for heading, body in sections(page("plugins.md")) if heading.startswith(f"`{hook}("))
     offers = KINDS[kind].offers
-    said = dict(re.findall(r"^\| `(\w+)\(([^)]*)\)` \|", text, re.M))
+    said = told(text)
     assert said == {name: ", ".join(names) for name, names in offers.items() if names is not None}
     for name in offers:
         assert f"`{name}" in text
+
+
+def told(text: str) -> dict[str, str]:
+    """Function -> its arguments, in the tables of a text."""
+    return dict(re.findall(r"^\| `(\w+)\(([^)]*)\)` \|", text, re.M))
+
+
+def test_what_every_part_may_give_is_told_before_the_hooks() -> None:
+    before = page("plugins.md").partition("## Parts")[2].partition("### ")[0]
+    assert told(before) == {name: ", ".join(names) for name, names in Part.always.items()}
 
 
 @pytest.mark.parametrize("kind", ["algorithm", "rule"])
 def test_the_section_of_algorithms_and_rules_tells_every_declaration(kind: str) -> None:
     hook = next(h for h, k in PART_HOOKS.items() if k == kind)
     (text,) = (body for heading, body in sections(page("plugins.md")) if heading.startswith(f"`{hook}("))
-    missing = [f.name for f in fields(KINDS[kind]) if f"`{f.name}" not in text]
+    own = [f.name for f in fields(KINDS[kind]) if f.name not in Part.always]
+    missing = [name for name in own if f"`{name}" not in text]
     assert missing in ([], ["name", "settings"])  # of a rule both are those of every part
 
 

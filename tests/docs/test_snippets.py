@@ -31,7 +31,7 @@ CHEAP = ("check", "list", "show", "coefficients", "--help")
 
 def of(*languages: str, named: bool | None = None) -> list[object]:
     """Parameters for a test: one block each. No block at all fails the test below that counts them."""
-    found = [s for s in all_snippets(*languages) if named is None or bool(s.name) == named]
+    found = [s for s in all_snippets(*languages) if named is None or s.is_plugin == named]
     return [pytest.param(s, id=s.label) for s in found]
 
 

@@ -95,7 +95,10 @@ def rows_of(name: str, found: Mapping[str, Any]) -> tuple[list[Row], bool]:
         total = ("killed, in all", str(found["points"]), f"{found['equal']} ended the same, bit for bit", command)
         return [*rows, total], found["points"] == found["equal"] > 0
     if name == "faults":
-        rows = [(f"fault: {kind}", str(number), "", command) for kind, number in sorted(found["by_kind"].items())]
+        rows = []
+        for kind, became in sorted(found["by_kind"].items()):
+            told = ", ".join(f"{number} {what}" for what, number in became.items())
+            rows.append((f"fault: {kind}", str(sum(became.values())), told, command))
         total = ("faults, in all", str(found["faults"]), f"{found['as_expected']} ended as promised", command)
         return [*rows, total], found["faults"] == found["as_expected"] > 0
     if name == "hostile":

@@ -225,9 +225,13 @@ def process(folder: Path, kill_after_s: float) -> int:
     return -code
 
 
+#: written by the command line alone, from the files beside it and with their times
+PAGES = {"report.html"}
+
+
 def differences(whole: Path, cut: Path) -> Iterator[str]:
     """What of two run folders is not equal: files that only one has, and those with other content."""
-    files = [{str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()} for f in (whole, cut)]
+    files = [{str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()} - PAGES for f in (whole, cut)]
     yield from (f"{name}: only in one" for name in sorted(files[0] ^ files[1]))
     for name in sorted(files[0] & files[1]):
         if timeless(whole / name) != timeless(cut / name):

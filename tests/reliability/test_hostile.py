@@ -18,7 +18,7 @@ from tests.reliability._steps import try_steps
 from tests.reliability.hostile import try_files, try_recipes
 from unified import UserError, call_named, catalogue, check_recipe, load_recipe
 from unified.data_tool import look
-from unified.errors import shown
+from unified.errors import Problem, first_of, shown
 from unified.layout import Row, lay_out
 from unified.settings import choose
 from unified.tree import DEEPEST, LONGEST, MOST_VALUES, read_yaml
@@ -195,3 +195,12 @@ def test_an_arrow_file_that_points_outside_itself_is_refused_and_does_not_end_th
     assert data is not None
     with pytest.raises(UserError, match=r"rows\.arrow: the file cannot be read as arrow"):
         call_named(data.part.open, settings=data.settings, split="train", seed=0, folder=tmp_path)
+
+
+def test_a_thousand_problems_are_told_in_as_many_words_as_a_person_reads() -> None:
+    problems = [Problem("x" * 10_000).text("recipe.yaml:1")] * 1000
+    told = first_of(problems)
+    assert sum(map(len, told)) < 45_000
+    assert told[-1] == f"... and {1000 - (len(told) - 1)} more like these"
+    assert told[0].endswith("(10,015 characters)")
+    assert first_of(["one", "two"]) == ["one", "two"]

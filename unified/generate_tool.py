@@ -1,0 +1,161 @@
+"""The `generate` command: answers of a model to prompts, by the project's own rendering and rollout engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unified.data import Answer, Example, PromptGroup, Sampling, Text
+from unified.errors import Problem, UserError
+from unified.recipe import paths_as_files
+from unified.registry import call_named
+from unified.settings import Chosen, Settings, choice, parse
+from unified.tree import Node, Place, read_yaml
+
+if TYPE_CHECKING:
+    from unified.models import Artifact
+
+#: prompts that are answered together
+AT_ONCE = 64
+
+
+class Speaker:
+    """A policy that answers text or conversations.
+
+    A prompt is rendered as in training, and sampled by the engine of stages that name none. What it answers depends on
+    the seed and the prompt, not on the other prompts.
+    """
+
+    def __init__(self, artifact: Artifact, *, seed: int = 0, engine: Chosen | None = None) -> None:
+        """Load the model. UserError where it is none, or no policy."""
+        from accelerate import Accelerator
+
+        from unified.precision import use_fast_float32
+        from unified.set_up import make_renderer
+        from unified.stream import Sampler
+
+        device = Accelerator().device
+        use_fast_float32(device)
+        self.tokenizer = artifact.tokenizer()
+        model = artifact.load("policy").requires_grad_(False).eval().to(device)
+        self.renderer = make_renderer(self.tokenizer, {"policy": model}, None)
+        self._sampler = Sampler(engine, model, self.tokenizer, 0, ("generate", seed))
+
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer has a chat template."""
+        return getattr(self.tokenizer, "chat_template", None) is not None
+
+    def rendered(self, prompt: Text) -> PromptGroup:
+        """A prompt as the model gets it, and as it reads."""
+        messages = None if isinstance(prompt, str) else prompt
+        return PromptGroup(self.renderer.prompt_ids(prompt), text=self.renderer.text(prompt), messages=messages)
+
+    def answer(self, prompts: Sequence[PromptGroup], sampling: Sampling, n: int = 1) -> list[list[Answer]]:
+        """n answers to each rendered prompt. UserError for one without a token, or that leaves too little room."""
+        limit = self.renderer.max_length
+        for prompt in prompts:
+            if not prompt.prompt:
+                raise UserError("the prompt has no tokens, so nothing can be sampled", "give a prompt with some text")
+            if len(prompt.prompt) + sampling.max_tokens > limit:
+                raise UserError(
+                    f"the prompt has {len(prompt.prompt)} tokens and the answer may have {sampling.max_tokens}, but "
+                    f"the model holds {limit}",
+                    "give a shorter prompt, or a lower --max-tokens",
+                )
+        return self._sampler(list(prompts), n, sampling)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt as it reads with its answers, the number of its row in the data (None: given by hand)."""
+
+    prompt: str
+    answers: list[Answer]
+    row: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a program: lengths in tokens, `logp` the sum over the tokens of an answer, in nats."""
+        said = [
+            {"text": a.text, "tokens": len(a.ids), "finish": a.finish, "logp": sum(a.sampling_logp or [])}
+            for a in self.answers
+        ]
+        return {**({} if self.row is None else {"row": self.row}), "prompt": self.prompt, "answers": said}
+
+
+def ask(
+    speaker: Speaker, prompts: Sequence[str], sampling: Sampling, *, n: int = 1, plain: bool = False,
+    system: str | None = None,
+) -> Iterator[Asked]:  # fmt: skip
+    """Answers to texts: as a user's message where the tokenizer has a chat template, unless `plain`."""
+    chat = speaker.chats and not plain
+    if system is not None and not chat:
+        raise UserError("a system message needs a chat template, and not --plain")
+    groups = [speaker.rendered(conversation(text, system) if chat else text) for text in prompts]
+    for group, answers in zip(groups, speaker.answer(groups, sampling, n), strict=True):
+        yield Asked(group.text, answers)
+
+
+def conversation(text: str, system: str | None = None) -> list[Mapping[str, Any]]:
+    """A user's message, behind a system message where there is one."""
+    first = [{"role": "system", "content": system}] if system is not None else []
+    return [*first, {"role": "user", "content": text}]
+
+
+def ask_rows(
+    speaker: Speaker, data: str, sampling: Sampling, *, n: int = 1, split: str = "train", rows: int | None = None
+) -> Iterator[Asked]:
+    """Answers to the prompts of a dataset (a name, a file, or its settings), the first `rows` of a split.
+
+    UserError for data that cannot be read, and for a prompt that is too long.
+    """
+    examples = open_rows(data, split)
+    number = len(examples) if rows is None else min(rows, len(examples))
+    for start in range(0, number, AT_ONCE):
+        numbers = range(start, min(start + AT_ONCE, number))
+        chunk = [examples[i] for i in numbers]
+        made = speaker.renderer.groups(chunk, numbers=numbers, reserve=sampling.max_tokens)
+        groups = []
+        for i, one in zip(numbers, made, strict=True):
+            if isinstance(one, ValueError):
+                raise UserError(f"row {i} of {data}: {one}", "lower --max-tokens, or leave the row out") from one
+            groups.append(one[0])
+        for i, group, answers in zip(numbers, groups, speaker.answer(groups, sampling, n), strict=True):
+            yield Asked(group.text, answers, i)
+
+
+class _Rows(Settings):
+    data: Chosen = choice("dataset", description="whose prompts are answered")
+
+
+def open_rows(data: str, split: str) -> Sequence[Example]:
+    """The rows of a split of what a person wrote for a dataset. UserError with what is wrong."""
+    problems: list[tuple[Place, Problem]] = []
+    place = Place(f"--data {data}")
+    root = Node({"data": read_yaml(data, str(place), problems, lines=False)}, place)
+    root = paths_as_files(root, _Rows, Path.cwd())
+    settings, found = parse(_Rows, root.plain(), owner="the command")
+    problems += [(root.place_of(p.at), p) for p in found]
+    if problems:
+        raise UserError("\n".join(problem.text(str(at)) for at, problem in problems))
+    part: Any = settings.data.part
+    rows: Sequence[Example] = call_named(
+        part.open, settings=settings.data.settings, split=split, seed=0, folder=Path.cwd()
+    )
+    return rows
+
+
+def read_prompts(prompts: Sequence[str]) -> list[str]:
+    """The prompts that were given, `-` for the text that stands on the standard input.
+
+    Without any, that text, unless a person sits there. UserError where there is nothing to answer.
+    """
+    if not prompts and sys.stdin.isatty():
+        raise UserError("there is no prompt", "give --prompt TEXT, --data FILE, or text on the standard input")
+    read = [sys.stdin.read().rstrip("\n") if text == "-" else text for text in (prompts or ["-"])]
+    if not all(read):
+        raise UserError("the prompt is empty", "give --prompt TEXT, --data FILE, or text on the standard input")
+    return read
