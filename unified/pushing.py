@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 
 
 def step_statistics(run: Run, term: Any, batch: Batch) -> dict[str, Tensor]:
-    """What a term must know of the whole step; numbers that are not finite are noted, and stand as 0."""
+    """What a term must know of the whole step; what is no number is noted, and stands as 0.
+
+    A bound may be infinite: nothing lies beyond it.
+    """
     given = term.tensors("statistics", term.call("statistics", batch=batch))
     for name, value in given.items():
-        if value.is_floating_point() and not looks_finite([value]) and not torch.isfinite(value).all():
-            run.guard.note(Finding("statistics", f"{name} in the statistics of {named(term.algorithm)} is not finite"))
-            given[name] = torch.nan_to_num(value)
+        if value.is_floating_point() and not looks_finite([value]) and torch.isnan(value).any():
+            run.guard.note(
+                Finding("statistics", f"{name} in the statistics of {named(term.algorithm)} is not a number")
+            )
+            given[name] = torch.where(torch.isnan(value), torch.zeros_like(value), value)
     return given
 
 
