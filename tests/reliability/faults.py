@@ -276,7 +276,7 @@ FAULTS = [
     Fault("statistics", "raises", "statistics", raises, 1, (*BY_STEP, "KeyError"), STEP),
     Fault("statistics", "wrong type", "statistics", gives([1.0]), 1, (*BY_STEP, "gave list"), STEP),
     Fault("statistics", "NaN", "statistics", made(each(lambda v: v * NAN)), 2,
-          (*BY_STEP, "mean", "not finite"), STEP),
+          (*BY_STEP, "mean", "not a number"), STEP),
     Fault("metrics", "raises", "metrics", raises, 1, (*WHOLE, "KeyError")),
     Fault("metrics", "wrong shape", "metrics", gives({"depth": 1.0}), 1, (*WHOLE, "(sum, count)")),
     Fault("update", "raises", "update", raises, 1, (*WHOLE, "KeyError")),
