@@ -140,7 +140,7 @@ def low_entropy(watch: Watch, metrics: Metrics) -> Seen:
         return None
     message = (
         f"the policy samples almost without choice: {value:.3g} nats per token. If the reward is not as high as it can "
-        "be, it explores no more: pay for entropy, widen the upper clip (DAPO, Yu et al. 2025, arXiv:2503.14476, "
+        "be, it explores no more: pay for entropy, widen the upper clip (Yu et al. 2025, arXiv:2503.14476, "
         "section 3.1), hold back tokens of high covariance (Cui et al. 2025, arXiv:2505.22617), or raise temperature"
     )
     return (message if value < LOW_ENTROPY else "", {"nats": value})
@@ -153,7 +153,7 @@ def no_spread(watch: Watch, metrics: Metrics) -> Seen:
         return None
     message = (
         "every answer of a prompt has the same reward, in all groups: there is nothing to learn from them. Sample "
-        "others in their place (dynamic sampling: a filter of groups without spread, and `refill`; DAPO, Yu et al. "
+        "others in their place (dynamic sampling: a filter of groups without spread, and `refill`; Yu et al. "
         "2025, arXiv:2503.14476, section 3.2), or take prompts that are neither solved nor out of reach"
     )
     return (message if value >= 1.0 else "", {"share": value})
@@ -164,7 +164,7 @@ def nothing_learned(watch: Watch, metrics: Metrics) -> Seen:
     value = metrics.get("steps_skipped", 0.0)
     message = (
         "no optimiser step took place: no answer of the batch counted. See dropped/... and nonfinite/... in the "
-        "metrics; filters that drop every group need `refill`, or other prompts (dynamic sampling: DAPO, Yu et al. "
+        "metrics; filters that drop every group need `refill`, or other prompts (dynamic sampling: Yu et al. "
         "2025, arXiv:2503.14476, section 3.2)"
     )
     return (message if value > 0 else "", {"steps": value})
@@ -195,7 +195,7 @@ def length_runs_away(watch: Watch, metrics: Metrics) -> Seen:
     grown = usual is not None and value > max(LENGTH_FACTOR * usual, usual + LENGTH_MORE)
     message = (
         f"answers run into the longest length: {value:.4g} tokens, the median before was {usual or 0.0:.4g}, and "
-        f"{cut:.0%} are cut off. Punish the last tokens before the limit and leave cut-off answers out (DAPO, Yu et "
+        f"{cut:.0%} are cut off. Punish the last tokens before the limit and leave cut-off answers out (Yu et "
         "al. 2025, arXiv:2503.14476, section 3.4), weigh tokens without a mean over each answer's length (Liu et al. "
         "2025, arXiv:2503.20783, section 3), or raise max_tokens"
     )
@@ -209,7 +209,7 @@ def all_cut_off(watch: Watch, metrics: Metrics) -> Seen:
         return None
     message = (
         f"all answers are cut off, after {length:.4g} tokens: none ends by itself, and nobody knows how they would. "
-        "Raise max_tokens, punish length softly before it (DAPO, Yu et al. 2025, arXiv:2503.14476, section 3.4), or "
+        "Raise max_tokens, punish length softly before it (Yu et al. 2025, arXiv:2503.14476, section 3.4), or "
         "see whether the chat template and the end-of-sequence token are those the model was trained with"
     )
     return (message if cut >= ALL_CUT_OFF and length >= SHORT else "", {"cut_off": cut, "length": length})

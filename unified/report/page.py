@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -17,26 +18,40 @@ SCRIPTS = ("curve.js", "chart.js", "parts.js", "page.js")
 
 def page(data: dict[str, Any]) -> str:
     """The page for some data (`collect.page_data`)."""
-    style, script = _file("page.css"), "\n".join(_file(name) for name in SCRIPTS)
     runs = data["runs"]
     title = " vs ".join(run["label"] for run in runs) if len(runs) > 1 else runs[0]["label"]
-    filled = {
-        "{{policy}}": policy(live=data["live"]),
-        "{{title}}": text(f"{title} · unified report"),
-        "{{style}}": style,
-        "{{script}}": script,
-        "{{data}}": embedded(data),
-    }
-    parts = re.split(r"(\{\{\w+\}\})", _file("page.html"))  # split once: what is filled in is not looked at again
-    return "".join(filled.get(part, part) for part in parts)
+    style, script = own_files("unified.report", "page.css", SCRIPTS)
+    about = {"{{mark}}": "unified report", "{{title}}": text(f"{title} · unified report")}
+    labels = {"{{controls}}": "How the curves are shown", "{{what}}": "This report draws its curves"}
+    return filled({**about, **labels}, data, style, script, policy(live=data["live"]))
 
 
 def policy(*, live: bool) -> str:
-    """The Content-Security-Policy: our own style and script by their hashes, and nothing from anywhere else.
+    """The Content-Security-Policy of the report; live: it may ask the server that it came from for changes."""
+    return policy_of(*own_files("unified.report", "page.css", SCRIPTS), live=live)
 
-    live: the page may ask the server that it came from for changes.
+
+def own_files(package: str, style: str, scripts: Sequence[str]) -> tuple[str, str]:
+    """The style and all scripts, one behind the other, that lie in a package."""
+    read = [resources.files(package).joinpath(name).read_text(encoding="utf-8") for name in (style, *scripts)]
+    return read[0], "\n".join(read[1:])
+
+
+def filled(words: Mapping[str, str], data: dict[str, Any], style: str, script: str, rules: str) -> str:
+    """The page that report and lens have in common, with its words, data, style and script, and its policy."""
+    values = {
+        **words, "{{policy}}": rules, "{{style}}": style, "{{script}}": script, "{{data}}": embedded(data),
+    }  # fmt: skip
+    template = resources.files("unified.report").joinpath("page.html").read_text(encoding="utf-8")
+    parts = re.split(r"(\{\{\w+\}\})", template)  # split once: what is filled in is not looked at again
+    return "".join(values.get(part, part) for part in parts)
+
+
+def policy_of(style: str, script: str, *, live: bool = False) -> str:
+    """A Content-Security-Policy: this style and script by their hashes, and nothing from anywhere else.
+
+    live: the page may ask the server that it came from.
     """
-    style, script = _file("page.css"), "\n".join(_file(name) for name in SCRIPTS)
     rules = ["default-src 'none'", f"style-src {_hash(style)}", f"script-src {_hash(script)}", "img-src data:"]
     rules += ["base-uri 'none'", "form-action 'none'", *(["connect-src 'self'"] if live else [])]
     return "; ".join(rules)
@@ -58,7 +73,3 @@ def text(value: str) -> str:
 def _hash(content: str) -> str:
     digest = hashlib.sha256(content.encode("utf-8")).digest()
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
-
-
-def _file(name: str) -> str:
-    return resources.files("unified.report").joinpath(name).read_text(encoding="utf-8")
