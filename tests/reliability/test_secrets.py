@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from tests.rewards.test_judges import _group, _judged, _serving
 from tests.workshop import Workshop, write_base
-from unified import PluginError, UserError, load_recipe, masked, run_recipe
+from unified import PluginError, UserError, load_recipe, masked
 from unified.check import check_recipe
-from unified.console import RunConsole
 from unified.registry import using
 from unified.settings import choose
 
 #: shapes of keys, none of which opens anything
 KEYS = ["hf_" + "a1B2" * 6, "sk-" + "a1B2" * 6, "ghp_" + "a1B2" * 6, "AKIA" + "A1B2" * 4, "glpat-" + "a1B2" * 5]
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Any]:
-    """run(text of a recipe, *sets): runs it with a stranger's stages into tmp_path/out."""
-    write_base(tmp_path / "iron")
-    workshop = Workshop()
-
-    def start(text: str, *sets: str) -> Workshop:
-        (tmp_path / "r.yaml").write_text(text)
-        console = RunConsole(Console(file=io.StringIO()), silent=True)
-        run_recipe(load_recipe(tmp_path / "r.yaml", sets), tmp_path / "out", console=console)
-        return workshop
-
-    start.workshop = workshop  # type: ignore[attr-defined]
-    with using(workshop.catalogue()):
-        yield start
 
 
 RECIPE = "name: demo\nmodel: ./iron\nstages: {one: {mark: a}}\n"

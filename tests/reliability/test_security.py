@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import shutil
@@ -15,14 +14,12 @@ import pyarrow
 import pytest
 import torch
 from pyarrow import ipc
-from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.tools import letter_tokenizer, tiny_policy
 from tests.workshop import Workshop, write_base
-from unified import UserError, load_recipe, run_recipe
+from unified import UserError, load_recipe
 from unified.check import check_recipe
-from unified.console import RunConsole
 from unified.models import artifact_at, base_artifact, config_at, save_model
 from unified.named_models import path_problem
 from unified.registry import Catalogue, call_named, catalogue, using
@@ -187,23 +184,6 @@ def test_a_dataset_with_a_script_does_not_run_it(tmp_path: Path, monkeypatch: py
 
 
 # --- where a run writes ---
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Any]:
-    """run(text of a recipe, *sets): runs it with a stranger's stages into tmp_path/out."""
-    write_base(tmp_path / "iron")
-    workshop = Workshop()
-
-    def start(text: str, *sets: str) -> Workshop:
-        (tmp_path / "r.yaml").write_text(text)
-        console = RunConsole(Console(file=io.StringIO()), silent=True)
-        run_recipe(load_recipe(tmp_path / "r.yaml", sets), tmp_path / "out", console=console)
-        return workshop
-
-    start.workshop = workshop  # type: ignore[attr-defined]
-    with using(workshop.catalogue()):
-        yield start
 
 
 RECIPE = "name: demo\nmodel: ./iron\nstages: {one: {mark: a}}\n"
