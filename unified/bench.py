@@ -8,9 +8,9 @@ from functools import partial
 from itertools import count
 from typing import Any, TypeVar
 
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from unified.accelerating import make_accelerator
 from unified.data import Example, PromptGroup
 from unified.fit import Policy
 from unified.judges import judges_of, load_judges
@@ -18,6 +18,7 @@ from unified.left_out import Counts, told
 from unified.models import Artifact
 from unified.precision import use_fast_float32
 from unified.processes import Processes
+from unified.pushed_weights import policy_sampler
 from unified.registry import call_named
 from unified.render import render_rows
 from unified.roles import Roles
@@ -25,7 +26,7 @@ from unified.run import Run, heads_without_gradient, tabulate
 from unified.set_up import choose_layout, make_renderer
 from unified.settings import Chosen
 from unified.stage import StageContext, TrainSettings
-from unified.stream import NoSampler, Sampler, Stream, seed_all, seed_of
+from unified.stream import NoSampler, Stream, seed_all, seed_of
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ class Bench:
         judges, named = load_judges(stage, [*self.rewards, source])
         models |= judges
         self.renderer = make_renderer(self.tokenizer, models, max_length)
-        accelerator = Accelerator()
+        accelerator = make_accelerator()
         use_fast_float32(accelerator.device)
         for model in models.values():
             model.requires_grad_(False).eval()
@@ -130,7 +131,7 @@ class Bench:
             return processes.mine(given)
         mine = processes.mine([replace(group, draw=number) for number, group in enumerate(rows)])
         place = ("answers", self.stage.seed, label)
-        sampler = Sampler(self.run.settings.engine, self.run.roles.models["policy"], self.tokenizer, 0, place)
+        sampler = policy_sampler(self.run, place)
         out: list[PromptGroup] = []
         # a source may ask a model, and all processes must ask it equally often
         most = processes.most(-(-len(mine) // at_once))

@@ -17,89 +17,110 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unified.batch import Batch
-from unified.data import Answer, PromptGroup
+from unified.collected import collected_of, collected_state
 from unified.disk import space_for, sync
 from unified.errors import UserError
-from unified.layout import Row
 from unified.manifest import sha256
-from unified.packing import Written, read_packed, read_tensors, size_of, write_bytes, write_packed, write_tensors
-from unified.run import Best, Collected, Run, Table
+from unified.packing import Written, read_packed, size_of, write_bytes, write_packed
+from unified.pieces import Stored, write_pieces
+from unified.run import Best, Run
+from unified.wrapping import Piece
 
-FOLDER, DRAFT, INDEX, WEIGHTS = "checkpoint", "draft", "index.json", "weights.safetensors"
-FILES = ("metrics.jsonl", "samples.jsonl", "lens.jsonl")
-VERSION = 1
+FOLDER, DRAFT, INDEX = "checkpoint", "draft", "index.json"
+#: what the names of weights and of the optimiser's tensors begin with
+WEIGHTS, OPTIMIZER = "weights/", "optimizer/"
+FILES = ("metrics.jsonl", "samples.jsonl", "lens.jsonl", "warnings.jsonl", "coefficients.jsonl")
+VERSION = 2
 _STEP = re.compile(r"step-(\d+)(-within)?")
 
 
 def save_checkpoint(run: Run) -> Path:
     """Write the state of the run beside the earlier checkpoints, and drop those over `save_total_limit`.
 
-    UserError for a full disk; the checkpoints that were there are still there then.
+    Every process writes what it holds. UserError for a full disk; the checkpoints that were there are still there then.
     """
-    folder = run.stage.folder / FOLDER
     name = f"step-{run.step}" + ("-within" if run.collected else "")
-    draft, main = folder / DRAFT, run.accelerator.is_main_process
-    rank, written = run.processes.rank, dict[str, Written]()
-
-    def write() -> None:
-        common, own = (state_of(run) if main else {}), state_of_process(run)
-        weights = run.trained_weights() if main else {}
-        needed = sum(t.nbytes for t in weights.values()) + size_of(common) + size_of(own)
-        with space_for(f"checkpoint {name}", folder, needed=needed):
-            _enough(folder, needed)
-            written.update(write_packed(draft, f"process-{rank}", own))
-            if main:
-                written[WEIGHTS] = write_tensors(draft / WEIGHTS, weights)
-                written.update(write_packed(draft, "state", common))
-
-    def finish() -> None:
-        with space_for(f"checkpoint {name}", folder):
-            logs = {log: _settled(run.stage.folder / log) for log in FILES}
-            about: dict[str, Any] = {"step": run.step, "processes": run.processes.count, "logs": logs}
-            about["best"] = run.best.step if run.best else None
-            _put_in_place(draft, folder / name, written, about)
-            prune(folder, run.settings.save_total_limit, keep=run.best.step if run.best else None)
-
-    _together(run, lambda: _fresh(draft) if main else None)
-    _together(run, write)
-    _together(run, lambda: finish() if main else None)
-    return folder / name
+    states, groups, rest = run.wrapper.state()
+    pieces = _weights(run) | {f"{OPTIMIZER}{n}": piece for n, piece in states.items()}
+    packed = {f"process-{run.processes.rank}": state_of_process(run)}
+    if run.accelerator.is_main_process:
+        packed["state"] = state_of(run) | {"optimizer": {"groups": groups, "rest": rest}}
+    about = {"step": run.step, "processes": run.processes.count, "best": run.best.step if run.best else None}
+    keep = run.best.step if run.best else None
+    _write_folder(run, name, f"checkpoint {name}", pieces, packed, about, logs=True, keep=keep)
+    return run.stage.folder / FOLDER / name
 
 
 def keep_best_weights(run: Run) -> None:
     """Write the weights that are the best so far, beside the checkpoints."""
     assert run.best is not None
-    folder = run.stage.folder / FOLDER
-    name = f"best-{run.best.step}"
+    name, step = f"best-{run.best.step}", run.step
+    _write_folder(run, name, f"the best weights ({name})", _weights(run), {}, {"step": step}, keep=step)
+
+
+def _weights(run: Run) -> dict[str, Piece]:
+    """What this process writes of the weights that training changes."""
+    pieces = {f"{WEIGHTS}{name}": run.wrapper.piece(value) for name, value in run.trained_weights().items()}
+    return {name: piece for name, piece in pieces.items() if piece is not None}
+
+
+def _write_folder(
+    run: Run,
+    name: str,
+    title: str,
+    pieces: Mapping[str, Piece],
+    packed: Mapping[str, Any],
+    about: dict[str, Any],
+    *,
+    keep: int | None,
+    logs: bool = False,
+) -> None:
+    """A folder of checkpoints: every process its files, then the index; put in place whole, and the old ones dropped.
+
+    title: for a message. about: what the index says. logs: whether that is also how far the metrics files go.
+    """
+    folder, main = run.stage.folder / FOLDER, run.accelerator.is_main_process
+    draft, written = folder / DRAFT, dict[str, Written]()
+    needed = sum(p.values.nbytes for p in pieces.values()) + sum(size_of(value) for value in packed.values())
 
     def write() -> None:
-        weights = run.trained_weights()
-        needed = sum(t.nbytes for t in weights.values())
-        with space_for(f"the best weights ({name})", folder, needed=needed):
-            _fresh(folder / DRAFT)
+        with space_for(title, folder, needed=needed):
             _enough(folder, needed)
-            written = {WEIGHTS: write_tensors(folder / DRAFT / WEIGHTS, weights)}
-            _put_in_place(folder / DRAFT, folder / name, written, {"step": run.step})
-            prune(folder, run.settings.save_total_limit, keep=run.step)
+            written.update(write_pieces(draft, run.processes.rank, pieces))
+            for of, value in packed.items():
+                written.update(write_packed(draft, of, value))
 
-    _together(run, lambda: write() if run.accelerator.is_main_process else None)
+    def finish() -> None:
+        with space_for(title, folder):
+            if logs:
+                about["logs"] = {log: _settled(run.stage.folder / log) for log in FILES}
+            _put_in_place(draft, folder / name, written, about)
+            prune(folder, run.settings.save_total_limit, keep=keep)
+
+    _together(run, lambda: _fresh(draft) if main else None)
+    _together(run, write)
+    _together(run, lambda: finish() if main else None)
 
 
 def load_best_weights(run: Run) -> None:
     """Put the best weights back into the models."""
     assert run.best is not None
-    path = run.stage.folder / FOLDER / f"best-{run.best.step}" / WEIGHTS
-    run.roles.load_state_dict(read_tensors(path, run.device), strict=False)
+    with Stored(run.stage.folder / FOLDER / f"best-{run.best.step}", run.device) as stored:
+        _load_weights(run, stored)
+
+
+def _load_weights(run: Run, stored: Stored) -> None:
+    for name, tensor in run.trained_weights().items():
+        run.wrapper.fill(f"{WEIGHTS}{name}", tensor, stored.read)
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -108,7 +129,6 @@ def state_of(run: Run) -> dict[str, Any]:
     return {
         "step": run.step,
         "iteration": run.iteration,
-        "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "positions": [s.position for s in run.streams],
         "left_out": [s.left_out for s in run.streams],
@@ -128,7 +148,7 @@ def state_of_process(run: Run) -> dict[str, Any]:
         "sums": run.sums,
         "kept": _joined(run.kept),
         "kept_top": [_joined({place: both[i] for place, both in run.kept_top.items()}) for i in (0, 1)],
-        "collected": _collected_state(run.collected) if run.collected else None,
+        "collected": collected_state(run.collected) if run.collected else None,
     }
 
 
@@ -201,20 +221,16 @@ def prune(folder: Path, limit: int, *, keep: int | None) -> None:
 
 
 def _load(run: Run, folder: Path) -> None:
-    """The state of a checkpoint into the run."""
-    processes = _read_index(folder)["processes"]
+    """The state of a checkpoint into the run, whatever number of processes wrote it."""
     state = read_packed(folder, "state", run.device)
-    own = read_packed(folder, f"process-{run.processes.rank % processes}", run.device)
-    if own["collected"] and processes != run.processes.count:
-        raise UserError(
-            f"checkpoint {folder.name} was written by {processes} processes in the middle of a batch; there are now "
-            f"{run.processes.count}",
-            f"start as many again, or delete {folder} to go on from the one before",
-        )
-    run.roles.load_state_dict(read_tensors(folder / WEIGHTS, run.device), strict=False)
-    run.optimizer.load_state_dict(state["optimizer"])
+    with Stored(folder, run.device) as stored:
+        _load_weights(run, stored)
+        states = {n.removeprefix(OPTIMIZER) for n in stored.names if n.startswith(OPTIMIZER)}
+        of_optimizer = state["optimizer"]
+        read = partial(_read_state, stored)
+        run.wrapper.load_state(of_optimizer["groups"], of_optimizer["rest"], states, read)
     run.scheduler.load_state_dict(state["scheduler"])
-    run.step, run.iteration = state["step"], state["iteration"]
+    run.step, run.iteration, run.filled_at = state["step"], state["iteration"], -1
     each = zip(run.streams, state["positions"], state["left_out"], state["terms"], strict=True)
     for stream, position, left_out, terms in each:
         stream.position, stream.left_out = position, left_out
@@ -224,10 +240,30 @@ def _load(run: Run, folder: Path) -> None:
     run.best = Best(**state["best"]) if state["best"] else None
     run.guard.load_state(state["guard"])
     run.watch.load_state(state["watch"])
-    run.sums, run.kept = own["sums"], _parted(own["kept"])
-    ids, logp = (_parted(part) for part in own["kept_top"])
-    run.kept_top = {place: (ids[place], logp[place]) for place in ids}
-    run.collected = _collected_of(run, own["collected"]) if own["collected"] else None
+    _load_process(run, folder)
+
+
+def _read_state(stored: Stored, name: str, start: int, stop: int) -> Tensor:
+    return stored.read(f"{OPTIMIZER}{name}", start, stop)
+
+
+def _load_process(run: Run, folder: Path) -> None:
+    """What each process had of its own. Another number of processes shares it out: sums that are added up in the end,
+    what is kept of fixed rows to all, and the collected batch group by group."""
+    wrote, count, rank = _read_index(folder)["processes"], run.processes.count, run.processes.rank
+    numbers = [rank] if wrote == count else range(wrote)
+    parts = {n: read_packed(folder, f"process-{n}", run.device) for n in numbers}
+    run.sums = {}
+    for n, own in parts.items():
+        for name, (value, number) in own["sums"].items() if n % count == rank else ():
+            run.add(name, value, number)
+    run.kept = {place: value for own in parts.values() for place, value in _parted(own["kept"]).items()}
+    run.kept_top = {}
+    for own in parts.values():
+        ids, logp = (_parted(part) for part in own["kept_top"])
+        run.kept_top |= {place: (ids[place], logp[place]) for place in ids}
+    collected = [own["collected"] for own in parts.values()]
+    run.collected = collected_of(run, collected, anew=wrote != count) if collected[0] else None
 
 
 def _cut_off(stage: Path, names: list[str], chosen: int) -> None:
@@ -247,28 +283,7 @@ def _cut_off(stage: Path, names: list[str], chosen: int) -> None:
             os.truncate(stage / name, size)
 
 
-# --- a collected batch ---
-
-
-def _collected_state(now: Collected) -> dict[str, Any]:
-    own = {f.name: getattr(now, f.name) for f in fields(now) if f.name != "table"}
-    batch = now.table.batch
-    groups = [_group_state(group) for group in now.table.groups]
-    return {**own, "groups": groups, "fields": batch.fields, "columns": batch.columns, "top": now.table.top}
-
-
-def _group_state(group: PromptGroup) -> dict[str, Any]:
-    """What is looked at after the judgement: columns and messages are not, log-probs of sampling stand in the batch."""
-    answers = [{f.name: getattr(a, f.name) for f in fields(a) if f.name != "sampling_logp"} for a in group.answers]
-    return {"prompt": group.prompt, "text": group.text, "key": group.key, "draw": group.draw, "answers": answers}
-
-
-def _collected_of(run: Run, state: dict[str, Any]) -> Collected:
-    groups = [PromptGroup(**{**g, "answers": [Answer(**a) for a in g["answers"]]}) for g in state.pop("groups")]
-    batch = Batch(state.pop("fields"), state.pop("columns"), run.processes)
-    pairs = zip(((g, a) for g in groups for a in g.answers), batch.loss_mask.tolist(), strict=True)
-    rows = [Row(g.prompt, a.ids, mask[: len(a.ids)]) for (g, a), mask in pairs]
-    return Collected(Table(run.streams[0], groups, rows, batch, state.pop("top")), **state)
+# --- files ---
 
 
 def _joined(kept: dict[tuple[str, int, int], Tensor]) -> dict[str, Any]:
@@ -280,9 +295,6 @@ def _joined(kept: dict[tuple[str, int, int], Tensor]) -> dict[str, Any]:
 def _parted(state: dict[str, Any]) -> dict[tuple[str, int, int], Tensor]:
     parts = state["all"].split(state["sizes"]) if state["all"] is not None else ()
     return {tuple(place): part.clone() for place, part in zip(state["places"], parts, strict=True)}
-
-
-# --- files ---
 
 
 def _together(run: Run, work: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}; a turn may also have `tool_calls`, `name`, ...
@@ -134,3 +135,20 @@ class Sampling:
     def whole(self) -> bool:
         """Whether every token could have been drawn, so that log-probs need no correction."""
         return self.top_p >= 1.0 and self.top_k == 0 and self.min_p <= 0.0
+
+
+@dataclass(frozen=True)
+class NewWeights:
+    """Weights that an engine is to sample with.
+
+    folder: a whole Hugging Face folder, or with `adapter` one of peft, absolute. version: optimiser steps behind them.
+    digest: sha256 in hexadecimal of what they are: the same for the same files. probe: token ids; logp: nats of each
+    but the first given those before it, at temperature 1, by the trainer.
+    """
+
+    folder: Path
+    version: int
+    digest: str
+    adapter: bool
+    probe: tuple[int, ...]
+    logp: tuple[float, ...]

@@ -74,6 +74,10 @@ class UserError(Exception):
         super().__init__("\n".join([message, *(f"    {hint}" for hint in hints)]))
 
 
+class LostEngine(UserError):  # noqa: N818 - it is away, which is nobody's mistake
+    """What samples is away. The run writes a checkpoint and stops; the same command goes on from there."""
+
+
 class FormatError(UserError):
     """No format fits the columns of a dataset, or several do.
 

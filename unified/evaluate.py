@@ -8,14 +8,17 @@ import torch
 
 from unified.data import Sampling
 from unified.guard import settle
+from unified.pushed_weights import policy_sampler, push_weights
 from unified.run import Run, forward, heads_without_gradient, tabulate
 from unified.step import count, credit, look_ahead, score, weigh
-from unified.stream import NoSampler, Sampler, Stream
+from unified.stream import NoSampler, Stream
 
 
 def evaluate(run: Run) -> dict[str, float]:
     """All measurements, by name with "eval/" in front. Leaves the random state and the running sums as they were."""
     assert run.settings.evaluation is not None
+    if run.settings.evaluation.reward is not None:
+        push_weights(run)  # now, so that what this measures is not of the evaluation
     sums, run.sums = run.sums, {}
     state = torch.get_rng_state()
     try:
@@ -72,9 +75,7 @@ def measure_answers(run: Run, stream: Stream) -> None:
     numbered = [replace(group, draw=number) for number, group in enumerate(stream.rows[: wanted.num_prompts])]
     prompts = run.processes.mine(numbered)
     place = ("evaluation", run.stage.seed)
-    sampler = Sampler(
-        run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step, place, bf16=run.roles.bf16
-    )
+    sampler = policy_sampler(run, place)
     answers = sampler(prompts, wanted.samples, Sampling(temperature=wanted.temperature, max_tokens=wanted.max_tokens))
     groups = [replace(p, answers=a) for p, a in zip(prompts, answers, strict=True)]
     stream.judge(groups, run.guard.note)

@@ -16,12 +16,15 @@ from torch import Tensor
 
 from unified.blame import named, sample_at
 from unified.errors import PluginError, UserError
+from unified.warned import parted, write_warning
 
 if TYPE_CHECKING:
     from unified.run import Run, Table
 
 #: in front of the metrics that count what was found, by quantity
 COUNTED = "nonfinite/"
+#: what to do about them, for the log
+MEND = "Mend the part that is named, or its data; `nonfinite: stop` ends the run where the first one appears"
 
 
 class NotFiniteError(PluginError):
@@ -201,11 +204,19 @@ def check_state(name: str, state: Mapping[str, Any]) -> None:
 
 
 def warn(run: Run, kind: str, message: str, values: Mapping[str, float]) -> None:
-    """Tell every plugin, and whoever watches."""
+    """Tell every plugin and the log; and whoever watches, of each kind once (what is not finite is another each time).
+
+    The other times are counted: in the summary, and by `unified status`.
+    """
     step = run.step + 1 if kind in ("nonfinite", "gradient_spike") else run.step
     stage = run.stage.name
     run.stage.notify("warning_raised", stage=stage, step=step, kind=kind, message=message, values=dict(values))
-    run.stage.say(f"warning: {stage}, step {step}: {message}")
+    if run.accelerator.is_main_process:
+        seen, remedy = (message, MEND) if kind == "nonfinite" else parted(message)
+        about: dict[str, Any] = {"kind": kind, "message": seen, "values": values, "remedy": remedy}
+        write_warning(run.stage.folder, stage=stage, step=step, **about)
+    if run.watch.told.get(kind, 0) <= 1:
+        run.stage.say(f"warning: {stage}, step {step}: {message}")
 
 
 def engine_of(run: Run) -> str:

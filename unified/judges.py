@@ -12,7 +12,7 @@ from unified.models import context_length
 from unified.registry import call_named
 from unified.render import Renderer
 from unified.settings import Chosen
-from unified.stream import Sampler, Stream
+from unified.stream import Sampler, Stream, in_process
 from unified.training import SELF, part_uses
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Judge:
             stands for itself by its words.
         [] for a prompt that, with the longest answer, does not fit into the model's context.
         """
-        model: Any = self.run.roles.models[self.role]
+        model: Any = self.run.answering(self.role)
         renderer = Renderer(self.tokenizer, context_length(model.config))
         numbers = [-1] * len(prompts) if draws is None else draws
         rendered = [PromptGroup(renderer.prompt_ids(p), draw=k) for p, k in zip(prompts, numbers, strict=True)]
@@ -75,8 +75,9 @@ class Judge:
         if fits:
             place = ("judge", self.run.stage.seed, self.run.stage.name, self.role, self.run.step, self.run.iteration)
             sampler = Sampler(
-                self.run.settings.engine, model, self.tokenizer, self.run.step, place, self.run.roles.bf16, self.asked
-            )
+                in_process(self.run.settings.engine), model, self.tokenizer, self.run.step, place,
+                self.run.roles.bf16, self.asked,
+            )  # fmt: skip
             for i, answers in zip(fits, sampler([rendered[i] for i in fits], n, sampling), strict=True):
                 out[i] = answers
         return out
@@ -98,6 +99,8 @@ def load_judges(stage: StageContext, parts: Sequence[Chosen | None]) -> tuple[di
 def judges_of(run: Run, part: Chosen) -> Mapping[str, Judge]:
     """The models that a part named, by their references; "self" is the policy of the stage as it is now."""
     wanted = call_named(part.part.models, settings=part.settings) if part.part.models else {}
+    if SELF in wanted:
+        run.make_whole()
     out = {}
     for reference, kind in wanted.items():
         role, tokenizer = ("policy", None) if reference == SELF else run.judges[reference, kind]

@@ -103,6 +103,8 @@ class Algorithm(Part):
     source: the data source a stage uses when its recipe names none ("rows": answers as they stand in the data).
     reward: the reward a stage uses when its recipe names none; "required" when the recipe must say.
     answers: fewest answers a prompt must have to count.
+    corrected(settings) -> the settings for answers that a foreign engine samples, where a recipe leaves it open how the
+        gap between that engine and the trainer is corrected; the same settings where it does not.
     """
 
     coefficient: Callable[..., Any] | None = None
@@ -114,6 +116,7 @@ class Algorithm(Part):
     initial_state: Callable[..., Any] | None = None
     distribution: Callable[..., Any] | None = None
     top_k: Callable[..., int] | None = None
+    corrected: Callable[..., Settings] | None = None
     reads: Reads = frozenset()
     credit_reads: Reads = frozenset()
     aggregation: str | Mapping[str, str] | Callable[[Any], Mapping[str, str]] = "sequence"
@@ -133,6 +136,7 @@ class Algorithm(Part):
         "initial_state": ("settings",),
         "distribution": ("logits", "teacher", "settings"),
         "top_k": ("settings",),
+        "corrected": ("settings",),
     }
 
     def names_read(self, settings: Settings) -> frozenset[str]:
@@ -285,18 +289,33 @@ class Reward(Part):
 class RolloutEngine(Part):
     """What samples answers.
 
-    generate(model, tokenizer, prompts, n, sampling, settings, seeds) -> per prompt a list of n Answers with token ids,
-        sampling_logp (of the distribution sampled from) and finish ("stop" or "length").
+    generate(model, tokenizer, prompts, n, sampling, settings, seeds, receipt, told) -> per prompt a list of n Answers
+        with token ids, sampling_logp (of the distribution sampled from) and finish ("stop" or "length").
         `prompts` are lists of token ids; `sampling` is a unified.data.Sampling. The k-th answer to prompt i must be
         drawn from `seeds[i][k]`, an int of 63 bits, alone: the other answers of the call, which depend on batch and
         process, have no part in it. Torch is not seeded for the call; it is called under the stage's autocast.
+        `told`, where it is not None, is to be called with (i, k, token) for each token when it is drawn.
+    push(weights, settings) -> receipt, of an engine that samples elsewhere, with weights of its own: it makes them
+        those of `weights`, a unified.NewWeights, and makes sure that they are. Called in the main process alone, before
+        sampling, where the policy has changed; what it gives can be pickled and reaches `generate` in every process. A
+        receipt may be a mapping with `metrics`, {name: number}. `generate` may then be called in another thread while
+        the model learns: it looks at the configuration of `model`, and not at its weights. It raises unified.LostEngine
+        where the engine is away, and the run is to stop with a checkpoint.
+    form(settings) -> what `push` is given: "model", or "adapter" (the LoRA alone). Without it: "model".
+    foreign: whether the code that samples is not the trainer's own, so that its log-probs may differ from the trainer's
+        by more than rounding. Algorithms correct for that by default where they can (`corrected`).
     """
 
     generate: Callable[..., Any] | None = None
+    push: Callable[..., Any] | None = None
+    form: Callable[..., Literal["model", "adapter"]] | None = None
+    foreign: bool = False
 
     kind: ClassVar[str] = "engine"
     offers: ClassVar[Mapping[str, tuple[str, ...] | None]] = {
-        "generate": ("model", "tokenizer", "prompts", "n", "sampling", "settings", "seeds")
+        "generate": ("model", "tokenizer", "prompts", "n", "sampling", "settings", "seeds", "receipt", "told"),
+        "push": ("weights", "settings"),
+        "form": ("settings",),
     }
 
 

@@ -64,3 +64,15 @@ class Processes:
                 before = out.get(name, (0.0, 0.0))
                 out[name] = (before[0] + value, before[1] + number)
         return out
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether an error is of a process whose companion has gone while they talked: a consequence, not a cause."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.distributed.DistError):
+            return True
+        if isinstance(seen, RuntimeError) and "gloo/transport" in str(seen):  # gloo raises no class of its own
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -68,7 +68,9 @@ class Roles(nn.Module):
         with torch.autocast(layout.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             if push is not None:
                 return {"policy": self._pushed(layout, push, temperature)}
-            return {role: self._role(role, layout, heads, temperature, visits) for role, heads in asks.items() if heads}
+            # in one order in every process, whatever that of the asks: shared-out weights are gathered as they are used
+            asked = [role for role in (*self.models, "reference") if asks.get(role)]
+            return {role: self._role(role, layout, asks[role], temperature, visits) for role in dict.fromkeys(asked)}
 
     @property
     def has_reference(self) -> bool:
@@ -100,7 +102,7 @@ class Roles(nn.Module):
                 assert read is not None, f"role {role} carries no {head}"
                 at = hidden[index]
                 with torch.autocast(at.device.type, enabled=False):
-                    out[head] = layout.scatter(read(at.to(read.weight.dtype))[:, 0])
+                    out[head] = layout.scatter(_read_out(at, read))
         return out
 
     def _vocabulary(
@@ -157,6 +159,13 @@ class Roles(nn.Module):
         hidden = trunk(self.models["teacher"], layout) if self.plain_head["teacher"] else None
         at, weight, bias, dtype = self._before_softmax("teacher", layout, hidden)
         return log_prob_chunks(at, weight, bias, temperature, dtype)
+
+
+def _read_out(at: Tensor, head: nn.Linear) -> Tensor:
+    """[n] numbers from hidden states [n, hidden], in float32 or what is wider."""
+    wide = torch.promote_types(head.weight.dtype, torch.float32)
+    bias = None if head.bias is None else head.bias.to(wide)
+    return nn.functional.linear(at.to(wide), head.weight.to(wide), bias)[:, 0]
 
 
 def trunk(model: Any, layout: Layout) -> Tensor:

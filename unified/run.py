@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
+from unified.ahead import Rollouts
 from unified.batch import Batch
 from unified.blame import is_out_of_memory
 from unified.data import PromptGroup
@@ -24,10 +25,13 @@ from unified.left_out import Counts
 from unified.memo import Memo
 from unified.processes import Processes
 from unified.roles import Asks, Roles
+from unified.shells import fill_shell
 from unified.signs import Watch
 from unified.stage import StageContext, TrainSettings
 from unified.stream import Stream
 from unified.teacher import visits
+from unified.wrapping import Wrapper
+from unified.zero import wrapper_of
 
 Sums = dict[str, tuple[float, float]]
 
@@ -100,6 +104,9 @@ class Run:
     divergences: what the `logits` heads compute, by name. total_prompts: prompts to draw in all.
     judges: (reference, kind) of a model that a reward or source asks -> its role and tokenizer.
     memo: of the reference on disk; False where it cannot be kept, None before it was asked for.
+    shells: whole models of the trained roles, where the processes share out the weights; of judges, that answer.
+    filled_at: the step whose weights the policy's has, -1 before the first. wrapper: what the module is wrapped in.
+    rollouts: what an engine elsewhere holds, and batches sampled ahead.
     guard: what was found that is not finite. watch: signs that training goes wrong.
     dropped: what rendering left out. held_out: streams of the evaluation. last, evaluated: the newest metrics.
     evaluated_at: the step of the latter. collected: what is being learned from; None between two collected batches.
@@ -135,8 +142,15 @@ class Run:
     best: Best | None = None
     judges: dict[tuple[str, str], tuple[str, Any]] = field(default_factory=dict)
     memo: Memo | Literal[False] | None = None
+    shells: dict[str, Any] = field(default_factory=dict)
+    filled_at: int = -1
+    wrapper: Wrapper = field(init=False)
     guard: Guard = field(default_factory=Guard)
+    rollouts: Rollouts = field(default_factory=Rollouts)
     watch: Watch = field(default_factory=Watch)
+
+    def __post_init__(self) -> None:
+        self.wrapper = wrapper_of(self.accelerator, self.processes, self.model, self.roles, self.optimizer)
 
     @property
     def device(self) -> torch.device:
@@ -182,24 +196,51 @@ class Run:
         return out
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """What training changes, as it is and not a copy; of weights that are tied, one."""
+        """What training changes, by name, as it is and not a copy; of weights that are tied, one."""
+        self.wrapper.reshard()
         changing = {*self.trained, *({"reference"} if self.settings.ref_sync_steps else ())}
         frozen = tuple(f"models.{r}." for r in self.roles.models if r not in changing)
-        names = set(self.roles.state_dict())
+        tensors: dict[str, Tensor] = dict(self.roles.named_parameters())
         if self.settings.adapter is not None:  # beside it the weights stand still
-            names = {name for name, value in self.roles.named_parameters() if value.requires_grad}
-        out: dict[int, tuple[str, Tensor]] = {}
-        for name, value in self.roles.state_dict().items():
-            if name in names and not name.startswith(frozen):
-                out.setdefault(value.data_ptr() or id(value), (name, value.detach()))
-        return dict(out.values())
+            tensors = {name: value for name, value in tensors.items() if value.requires_grad}
+        else:
+            kept = set(self.roles.state_dict())
+            tensors |= {name: value for name, value in self.roles.named_buffers() if name in kept}
+        return {name: value for name, value in tensors.items() if not name.startswith(frozen)}
+
+    def parameters_of(self, role: str) -> list[nn.Parameter]:
+        """What is trained of a role, a value head on the policy's trunk included."""
+        modules = [self.roles.models[role], *([self.roles.value_head] if role == "policy" else ())]
+        return [p for m in modules if m is not None for p in m.parameters() if p.requires_grad]
+
+    def answering(self, role: str = "policy") -> Any:
+        """The model of a role as it can be asked for answers: whole, and outside of any wrapper."""
+        return self.shells.get(role, self.roles.models[role])
+
+    def make_whole(self) -> None:
+        """Bring the policy that is asked for answers up to date. All processes must call it."""
+        if "policy" in self.shells and self.filled_at != self.step:
+            self._fill("policy", keep=True)
+            self.filled_at = self.step
+
+    def to_write(self, role: str) -> Any:
+        """The model of a role, or "value_head", as the main process writes it. All processes must call it."""
+        if role in self.shells:
+            self._fill(role, keep=bool(self.accelerator.is_main_process))
+        return self.shells.get(role) or (self.roles.value_head if role == "value_head" else self.roles.models[role])
+
+    def _fill(self, role: str, *, keep: bool) -> None:
+        model = self.roles.value_head if role == "value_head" else self.roles.models[role]
+        assert model is not None
+        self.wrapper.reshard()
+        fill_shell(self.shells[role], model, self.wrapper.whole, keep=keep)
 
     @torch.no_grad()
     def renew_reference(self) -> None:
         """reference <- alpha policy + (1 - alpha) reference; what was kept of the old one is forgotten."""
-        pairs = zip(self.roles.models["reference"].parameters(), self.roles.models["policy"].parameters(), strict=True)
-        for old, new in pairs:
-            old.lerp_(new.to(old.dtype), self.settings.ref_mixup_alpha)
+        models = self.roles.models
+        self.wrapper.reshard()
+        self.wrapper.mix(models["reference"], models["policy"], self.settings.ref_mixup_alpha)
         self.kept.clear()
 
     def is_best(self, measured: dict[str, float], name: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 import traceback
@@ -42,6 +41,7 @@ from unified.recipe import Recipe, after_stage
 from unified.registry import call_named, catalogue
 from unified.secret import masked
 from unified.stage import ModelSettings, StageContext, StageResult
+from unified.team import LOST, Team
 from unified.unverified import not_yet_verified
 
 if TYPE_CHECKING:
@@ -67,34 +67,6 @@ class Outcome:
     manifest: Manifest
     folder: Path
     fresh: bool
-
-
-class Team:
-    """The processes of a run: one, unless a launcher started several. Only the main one writes."""
-
-    def __init__(self) -> None:
-        self._state: Any = None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from accelerate import PartialState
-            from accelerate.utils import parse_flag_from_env
-
-            self._state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
-
-    @property
-    def main(self) -> bool:
-        """Whether this process writes."""
-        return self._state is None or bool(self._state.is_main_process)
-
-    def wait(self) -> None:
-        """Go on when all processes are here."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
-
-    def close(self) -> None:
-        """Part in good order: a process that ends while others still talk to it takes them down."""
-        if self._state is not None:
-            self._state.wait_for_everyone()
-            self._state.destroy_process_group()
 
 
 def run_recipe(
@@ -311,12 +283,13 @@ class _Runner:
             full = is_full(error)
             if full is not None:
                 raise full_disk(f"what {where} writes", full, folder) from error
+            after = f", after step {at['step']}" if at["step"] else ""
+            if self.team.lost_another(error):
+                raise PluginError(f"{where}{after}: {LOST}") from error
             text = masked("".join(traceback.format_exception(error)))
-            if self.team.main:
-                (folder / "error.log").write_text(text, encoding="utf-8")
+            (folder / "error.log").write_text(text, encoding="utf-8")  # of several processes any may be the one
             who = catalogue().provider("stage", stage.part.name)
             what = str(error) if isinstance(error, PluginError) else f"{who} raised {type(error).__name__}: {error}"
-            after = f", after step {at['step']}" if at["step"] else ""
             head = "" if what.startswith(f"{where}, step ") else f"{where}{after}: "
             what = head + what.removeprefix(f"{where}: ")
             raise PluginError(f"{what}\n    the traceback is in {folder / 'error.log'}") from error

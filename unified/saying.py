@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import NoReturn
 
 import typer
@@ -33,6 +35,27 @@ def said_plainly() -> Iterator[None]:
 
 
 def leave(message: str, code: int) -> NoReturn:
-    """End the command with this message, secrets hidden, and this exit code."""
-    typer.echo(masked(message), err=True)
+    """End the command with this message, secrets hidden, and this exit code. Of several processes one says it."""
+    text = masked(message)
+    if first_to_say(text):
+        typer.echo(text, err=True)
     raise typer.Exit(code)
+
+
+def first_to_say(text: str) -> bool:
+    """Whether no other process of this launch has said the same; True where they cannot be asked.
+
+    They are asked through the store of torch's elastic launcher, which is there before the processes know each other,
+    and after one of them has failed.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    place, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    about = (os.environ.get("TORCHELASTIC_RUN_ID"), os.environ.get("TORCHELASTIC_RESTART_COUNT"), text)
+    try:
+        store = TCPStore(place, port, is_master=False, timeout=timedelta(seconds=10))
+        return bool(store.add(f"unified/said/{hashlib.sha256(repr(about).encode()).hexdigest()}", 1) == 1)
+    except RuntimeError:  # the launcher has gone
+        return True

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
+from unified.accelerating import is_sharded, make_accelerator, prepare, wrap_blocks
 from unified.blame import blaming
 from unified.coefficient import Term
 from unified.data import Example, PromptGroup
@@ -31,6 +32,7 @@ from unified.render import Renderer, render_rows
 from unified.roles import Roles, packing_is_exact, sharing_is_exact
 from unified.run import Run
 from unified.settings import Chosen
+from unified.shells import shell_of
 from unified.stage import StageContext, TermSettings, TrainSettings
 from unified.stream import Stream, seed_of
 from unified.teacher import check_vocabulary, divergences, load_teacher, most_stored
@@ -44,7 +46,7 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     _refuse_trusted(settings, artifact)
     tokenizer = artifact.tokenizer()
     torch.manual_seed(stage.seed)
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     bf16 = in_bf16(settings.bf16, accelerator.device)
     if not bf16:
         use_fast_float32(accelerator.device)
@@ -73,20 +75,33 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     if value_head is not None:
         modules["policy"] = nn.ModuleList([roles.models["policy"], value_head])
     optimizer = optimiser(modules, settings)
-    model, optimizer = accelerator.prepare(roles, optimizer)
+    shells = make_shells(models, trained, value_head) if is_sharded(accelerator) else {}
+    wrap_blocks(accelerator, models.values(), bf16=bf16)
+    model, optimizer = prepare(accelerator, roles, optimizer)
     total, steps = plan_steps(settings, len(streams[0].rows))
     run = Run(
-        stage, settings, accelerator, Processes(accelerator), model, accelerator.unwrap_model(model), tokenizer,
+        stage, settings, accelerator, Processes(accelerator), model, roles, tokenizer,
         streams, optimizer, schedule(optimizer, settings, steps), steps, layout,
         value_role="policy" if value_head is not None else "critic", trained=trained, total_prompts=total,
-        dropped=counted, divergences=divergences(t for t, _ in terms), judges=named,
+        dropped=counted, divergences=divergences(t for t, _ in terms), judges=named, shells=shells,
     )  # fmt: skip
+    for role in run.shells.keys() & judges.keys():
+        run.shells[role].to(run.device)
     run.watch.judged = any(t.algorithm.reward == "required" for t in streams[0].terms)
     run.held_out = held_out_streams(stage, settings, renderer, run)
     for stream in [*streams, *run.held_out]:
         stream.judges = partial(judges_of, run)
         stream.time_limit = settings.reward_timeout
     return run
+
+
+def make_shells(models: dict[str, Any], trained: Iterable[str], value_head: nn.Module | None) -> dict[str, Any]:
+    """Whole models for processes that share the weights out: empty ones of what is trained, copies of judges."""
+    shells: dict[str, Any] = {role: shell_of(models[role]) for role in trained}
+    if value_head is not None:
+        shells["value_head"] = shell_of(value_head)
+    answering = [r for r, m in models.items() if r.startswith("judge") and m.get_output_embeddings() is not None]
+    return shells | {role: copy.deepcopy(models[role]) for role in answering}
 
 
 def _refuse_trusted(settings: TrainSettings, artifact: Artifact) -> None:

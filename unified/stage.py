@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from unified.fit import Policy
 from unified.settings import Chosen, Field, Settings, choice
@@ -161,6 +161,12 @@ class TrainSettings(Settings):
     max_nonfinite: int = Field(
         5, ge=0, description="nonfinite: skip: collected batches in a row with something left out, before it stops"
     )
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="collected batches that the policy may have learned from since the weights that sampled; above 0 "
+        "an engine elsewhere samples the next batches while the model learns",
+    )
     refill: int = Field(0, ge=0, description="collections more, at most, to replace sampled groups that were dropped")
     ref_sync_steps: int | None = Field(None, ge=1, description="optimiser steps between renewals of the reference")
     ref_mixup_alpha: float = Field(1.0, gt=0, le=1, description="share of the policy in a renewed reference")
@@ -252,6 +258,15 @@ class TrainSettings(Settings):
         if rate == {}:
             raise ValueError("a rate, or one for a role at least: {policy: 1e-5}")
         return rate
+
+    @model_validator(mode="after")
+    def _corrects_for_its_engine(self) -> TrainSettings:
+        """Algorithms on answers of a foreign engine correct for it, unless a recipe says how, or that they do not."""
+        if self.engine is not None and getattr(self.engine.part, "foreign", False):
+            from unified.foreign import corrected
+
+            self.__dict__.update(corrected(self))
+        return self
 
     @classmethod
     def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:

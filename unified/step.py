@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unified.answers import answered
 from unified.batch import Batch
 from unified.blame import is_out_of_memory, named, named_step
 from unified.coefficient import push
 from unified.data import PromptGroup
+from unified.dealt import first_of
 from unified.errors import PluginError, UserError
 from unified.guard import (
     NotFiniteError,
@@ -27,22 +28,18 @@ from unified.parts import HEADS, SCORED, STATISTICS
 from unified.pushing import log_term, pushed, step_statistics
 from unified.reference import fixed_reference
 from unified.run import Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
-from unified.stream import NoSampler, Sampler, Stream, seed_all, seed_of
+from unified.stream import NoSampler, Stream, seed_all
 from unified.teacher import score_teacher
 from unified.update import update
 
 
 def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
     """This process's share of the next n prompts, with answers."""
+    if stream.online:
+        return answered(run, stream, n)
     drawn = [replace(g, draw=number) for number, g in stream.draw(n)]
-    if not stream.online:  # the source sees the prompts of all processes, so that what it makes does not depend on them
-        return run.processes.mine(stream.collect(drawn, NoSampler(run.tokenizer), run.stage.seed))
-    here = (run.stage.seed, stream.label, run.iteration, stream.position)
-    place = ("rollout", run.stage.seed, stream.label, run.iteration)
-    sampler = Sampler(
-        run.settings.engine, run.roles.models["policy"], run.tokenizer, run.step, place, bf16=run.roles.bf16
-    )
-    return stream.collect(run.processes.mine(drawn), sampler, seed_of("source", *here))
+    # the source sees the prompts of all processes, so that what it makes does not depend on them
+    return run.processes.mine(stream.collect(drawn, NoSampler(run.tokenizer), run.stage.seed))
 
 
 def judge(run: Run, stream: Stream, groups: list[PromptGroup]) -> None:
@@ -136,16 +133,16 @@ def prepare(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
 
 def _prepared(run: Run, stream: Stream, n: int, *, several_steps: bool) -> Table:
     groups = collected(run, stream, n)
-    wanted = len(range(run.processes.rank, n, run.processes.count))
     for _ in range(run.settings.refill if stream.online else 0):
-        lacking = run.processes.most(wanted - len(groups))
+        lacking = n - int(run.processes.sum(torch.tensor(len(groups), device=run.device)))
         if lacking <= 0:
             break
-        groups += collected(run, stream, lacking * run.processes.count)
-        run.add("refilled", 1.0, 0.0)
-    if len(groups) > wanted:
-        run.add("dropped/surplus", len(groups) - wanted, 0.0)
-    table = tabulate(run, stream, groups[:wanted])
+        groups += collected(run, stream, lacking)
+        run.add("refilled", float(run.processes.rank == 0), 0.0)  # of all processes together, once
+    wanted = first_of(run.processes, groups, n)
+    if len(groups) > len(wanted):
+        run.add("dropped/surplus", len(groups) - len(wanted), 0.0)
+    table = tabulate(run, stream, wanted)
     score(run, table, several_steps=several_steps)
     credit(run, table)
     settle(run)
@@ -241,7 +238,7 @@ def optimise(run: Run, works: list[Work]) -> None:
     """One optimiser step; skipped and counted where nothing counts, or where something is not finite."""
     with named_step(run.stage.name, run.step + 1):
         if not (_anything(run, works) and accumulate(run, works) and update(run)):
-            run.optimizer.zero_grad(set_to_none=True)
+            run.wrapper.forget()
             run.add("steps_skipped", float(run.processes.rank == 0), 0.0)  # of all processes together, one step
     run.step += 1
 
@@ -254,13 +251,14 @@ def accumulate(run: Run, works: list[Work]) -> bool:
     looked = [look_ahead(run, work) for work in works]
     if any(looked) and settle(run):
         return False
-    micros = [(work, micro) for work in works for p in work.passes for micro in p]
-    number = max(1, run.processes.most(len(micros)))
-    for k in range(number):
-        last = k == number - 1
-        hold = nullcontext() if last else run.accelerator.no_sync(run.model)
-        with hold:
-            if not learn(run, *(micros[k] if k < len(micros) else (None, [])), everything=last):
+    micros: list[tuple[Work, list[int]]] = []
+    for work in works:  # stream by stream: in every forward all processes call the same models
+        own = [micro for part in work.passes for micro in part]
+        micros += [(work, micro) for micro in own + [[]] * (run.processes.most(len(own)) - len(own))]
+    for k, (work, micro) in enumerate(micros):
+        last = k == len(micros) - 1
+        with run.wrapper.hold(last=last):
+            if not learn(run, work, micro, everything=last):
                 return False
     return True
 
@@ -271,24 +269,23 @@ def _anything(run: Run, works: list[Work]) -> bool:
     return run.processes.most(here) > 0
 
 
-def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) -> bool:
+def learn(run: Run, work: Work, micro: list[int], *, everything: bool) -> bool:
     """Heads of one micro-batch, their coefficients, and the backward pass of Σ w · GC · head.
 
-    False, without the backward pass, where anything of the step is not finite in some process: under some wrappers the
-    last backward is the update. That is settled in the last micro-batch, which every process has.
+    A process that has no micro-batch left computes one of no meaning, to keep in step with the others. False, without
+    the backward pass, where anything of the step is not finite in some process: settled in the last one.
     everything: ask for all trained heads, pushed or not, so that wrappers see every parameter in the last backward.
     """
-    terms = work.table.stream.terms if work else []
-    asks = run.asks(frozenset(h for t in terms for h in t.heads))
-    if everything or not work:
+    asks = run.asks(frozenset(h for t in work.table.stream.terms for h in t.heads))
+    if everything:
         asks = {r: asks.get(r, frozenset()) | run.trained.get(r, frozenset()) for r in {*asks, *run.trained}}
-    index = [work.index[i] for i in micro] if work else []
-    ahead = work.pushes[micro] if work and work.pushes is not None and micro else None
-    by_role = forward(run, work.table if work else None, index, asks, ahead)
+    index = [work.index[i] for i in micro]
+    ahead = work.pushes[micro] if work.pushes is not None and micro else None
+    by_role = forward(run, work.table, index, asks, ahead)
     heads = {h: v for named in by_role.values() for h, v in named.items()}
     objective = heads.pop("objective", None)
     surrogate = torch.stack([v.sum() * 0.0 for v in heads.values()]).sum() if objective is None else objective
-    if work and micro:
+    if micro:
         pushes = weigh(run, work, micro, heads)
         for head, weight in pushes.items() if objective is None else ():
             surrogate = surrogate + (weight * heads[head]).sum()
@@ -296,12 +293,12 @@ def learn(run: Run, work: Work | None, micro: list[int], *, everything: bool) ->
         return False
     try:
         # wrappers average over processes; w is per step of all of them
-        run.accelerator.backward(-surrogate * run.processes.count)
+        run.wrapper.backward(-surrogate * run.processes.count, last=everything)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise out_of_memory(run) from error
         raise
-    run.add("tokens", sum(work.table.costs[i] for i in index) if work else 0, 0.0)
+    run.add("tokens", sum(work.table.costs[i] for i in index), 0.0)
     return True
 
 

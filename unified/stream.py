@@ -16,7 +16,7 @@ import torch
 from unified.blame import blaming, excerpt, named, named_stage
 from unified.coefficient import Term
 from unified.data import Answer, PromptGroup, Sampling
-from unified.errors import PluginError
+from unified.errors import PluginError, UserError
 from unified.guard import Finding
 from unified.judging import judge_groups
 from unified.lazy import LazyRows
@@ -192,6 +192,16 @@ def engine_or_default(engine: Chosen | None) -> Chosen:
     return Chosen(part, part.settings())
 
 
+def pushes(engine: Chosen | None) -> bool:
+    """Whether answers come from an engine with weights of its own, which it is given."""
+    return getattr(engine_or_default(engine).part, "push", None) is not None
+
+
+def in_process(engine: Chosen | None) -> Chosen | None:
+    """The engine for models that are pushed nowhere: the chosen one where it samples here, else the default."""
+    return None if pushes(engine) else engine
+
+
 def _answers(
     engine: Chosen, given: Any, prompts: list[PromptGroup], n: int, vocabulary: int | None
 ) -> list[list[Answer]]:
@@ -226,6 +236,7 @@ class Sampler:
 
     place: what the seeds of all answers start from: the run's seed, and where in the run this is. bf16: matrix products
     in bfloat16, as in training. asked: how often each draw (or, if it was not drawn, each prompt) has been asked for.
+    receipt: what an engine with weights of its own gave for them. told: see RolloutEngine; not every engine calls it.
 
     The seed of an answer follows from the place, the draw, how many times the draw was asked for before, and the number
     of the answer: neither other prompts nor the process have a part in it.
@@ -238,10 +249,17 @@ class Sampler:
     place: tuple[object, ...] = ()
     bf16: bool = False
     asked: Counter[object] = field(default_factory=Counter)
+    receipt: Any = None
+    told: Callable[[int, int, int], None] | None = None
 
     def __call__(self, prompts: list[PromptGroup], n: int, sampling: Sampling) -> list[list[Answer]]:
         """n answers to each prompt."""
         engine = engine_or_default(self.engine)
+        if self.receipt is None and pushes(engine):
+            raise UserError(
+                f"engine '{engine.name}' has weights of its own, and nothing gives it those of this model",
+                "leave out `engine` here: `transformers` samples in process",
+            )
         seeds = [self._seeds(group, n) for group in prompts]
         with (
             blaming(engine.part, "generate"),
@@ -249,12 +267,13 @@ class Sampler:
         ):
             given = call_named(
                 engine.part.generate, model=self.model, tokenizer=self.tokenizer, prompts=[p.prompt for p in prompts],
-                n=n, sampling=sampling, settings=engine.settings, seeds=seeds,
+                n=n, sampling=sampling, settings=engine.settings, seeds=seeds, receipt=self.receipt,
+                told=self.told,
             )  # fmt: skip
         answers = _answers(engine, given, prompts, n, _vocabulary(self.model))
         for group in answers:
             for answer in group:
-                answer.version = self.version
+                answer.version = self.version if answer.version is None else answer.version
         return answers
 
     def _seeds(self, group: PromptGroup, n: int) -> list[int]:

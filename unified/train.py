@@ -13,19 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from unified.blame import named_step
 from unified.checkpoint import keep_best_weights, load_best_weights, resume, save_checkpoint
 from unified.data import PromptGroup
 from unified.disk import space_for
+from unified.errors import LostEngine
 from unified.evaluate import evaluate
 from unified.guard import batch_done, warn
+from unified.histogram import taken, write_coefficients
 from unified.interrupt import StopRequest, StopSignal
 from unified.lens.kept import keep_picture
 from unified.lora import fold, taken_off
 from unified.models import artifact_at, save_adapter, save_model
+from unified.pushed_weights import clear_weights
 from unified.run import Collected, Run, Table
+from unified.samples import write_samples
 from unified.set_up import set_up
 from unified.stage import StageContext, StageResult, TrainSettings
 from unified.step import count, optimise, prepare
@@ -42,18 +45,20 @@ def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
         run, summary = train(followed, settings)
     role = "scorer" if "scorer" in run.trained else "policy"
     folder = stage.folder / "model"
-    if run.accelerator.is_main_process:
-        _write(run, role, settings.model, folder, run.roles.value_head)
-        if "critic" in run.trained:
-            _write(run, "critic", settings.critic.model or settings.model, stage.folder / "critic")
+    _write(run, role, settings.model, folder)
+    if "critic" in run.trained:
+        _write(run, "critic", settings.critic.model or settings.model, stage.folder / "critic")
     run.accelerator.wait_for_everyone()
     run.accelerator.free_memory()
     return StageResult(artifact_at(folder), summary)
 
 
-def _write(run: Run, role: str, start: str, folder: Path, value_head: nn.Module | None = None) -> None:
-    """A trained model, or its adapter, which names what the stage was handed (`start`)."""
-    model, settings = run.roles.models[role], run.settings
+def _write(run: Run, role: str, start: str, folder: Path) -> None:
+    """A trained model, or its adapter, which names what the stage was handed (`start`); the main process writes it."""
+    model, settings = run.to_write(role), run.settings
+    value_head = run.to_write("value_head") if role == "policy" and run.roles.value_head is not None else None
+    if not run.accelerator.is_main_process:
+        return
     if settings.adapter is None:
         save_model(model, run.tokenizer, folder, value_head)
         return
@@ -85,6 +90,7 @@ def train(stage: StageContext, settings: TrainSettings) -> tuple[Run, dict[str, 
             loop.iterate()
             loop.pause()
         loop.evaluate(written=True)
+    clear_weights(run)
     loop.restore_best()
     return run, loop.summary()
 
@@ -169,7 +175,7 @@ class Loop:
         try:
             with self.stop.at_once():
                 yield
-        except StopSignal:
+        except (StopSignal, LostEngine):
             for stream, (position, left_out) in zip(run.streams, streams, strict=True):
                 stream.position, stream.left_out = position, left_out
             run.sums, run.guard.pending = sums, pending
@@ -221,12 +227,14 @@ class Loop:
         """Metrics and a few samples to their files, and the event."""
         run = self.run
         metrics = group_metrics(run, table.groups) | said(run, table) | metrics
+        bins = taken(metrics)
         seconds = max(time.time() - self.mark, 1e-9)
         metrics["tokens_per_second"] = metrics.get("tokens", 0.0) / seconds
         row = {"step": run.step, "iteration": run.iteration, "seconds": seconds, **metrics}
         if run.accelerator.is_main_process:
             write_metrics(run, row)
-            write_samples(run, table.groups[: run.settings.sample_rows])
+            write_coefficients(run.stage.folder, run.step, bins)
+        write_samples(run, table.groups)
         run.last = metrics
         for sign in run.watch.look(metrics):
             warn(run, sign.kind, sign.message, sign.values)
@@ -286,19 +294,26 @@ class Loop:
 
 
 def split(run: Run, table: Table, parts: int, epoch: int) -> list[list[int]]:
-    """Rows of the table for each optimiser step of one pass: whole groups, in an order of their own for each pass."""
-    order = list(range(len(table.groups)))
+    """Rows of the table for each optimiser step of one pass: whole groups, in an order of their own for each pass.
+
+    Which groups make a step does not depend on which process has them: the order is that of all processes' groups.
+    """
+    rank = run.processes.rank
+    mine = [(group.draw, rank, place) for place, group in enumerate(table.groups)]
+    every = sorted(run.processes.lists(mine))
     if parts > 1 or epoch > 0:
         generator = torch.Generator().manual_seed(seed_of("split", run.stage.seed, run.iteration, epoch))
-        order = torch.randperm(len(order), generator=generator).tolist()
-    ends = [round(len(order) * (k + 1) / parts) for k in range(parts)]
+        every = [every[i] for i in torch.randperm(len(every), generator=generator).tolist()]
+    ends = [round(len(every) * (k + 1) / parts) for k in range(parts)]
     starts = [0, *ends[:-1]]
     rows: list[list[int]] = []
     at = 0
     for group in table.groups:
         rows.append(list(range(at, at + len(group.answers))))
         at += len(group.answers)
-    return [[i for g in order[a:b] for i in rows[g]] for a, b in zip(starts, ends, strict=True)]
+    return [
+        [i for _, of, place in every[a:b] if of == rank for i in rows[place]] for a, b in zip(starts, ends, strict=True)
+    ]
 
 
 def means(totals: dict[str, tuple[float, float]], steps: int) -> dict[str, float]:
@@ -366,23 +381,6 @@ def write_metrics(run: Run, row: dict[str, Any]) -> None:
         finite = {k: _finite(v) for k, v in row.items()}
         file.write(json.dumps(finite) + "\n")
     run.stage.log(finite)
-
-
-def write_samples(run: Run, groups: list[PromptGroup]) -> None:
-    """One answer of each of a few prompts, as text, with its reward."""
-    path = run.stage.folder / "samples.jsonl"
-    with space_for(path.name, path.parent), path.open("a") as file:
-        for group in groups:
-            answer = max(group.answers, key=lambda a: a.total_reward or 0.0)
-            text = answer.text or run.tokenizer.decode(answer.ids, skip_special_tokens=True)
-            row = {
-                "step": run.step,
-                "prompt": group.text,
-                "answer": text,
-                "reward": answer.total_reward,
-                "finish": answer.finish,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _finite(value: float) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 from unified.edges import TOKENS as TOKENS
 from unified.errors import PluginError, Problem, UserError, unknown_name
 from unified.fit import Policy
+from unified.foreign import engine_problems
 from unified.made import is_to_come
 from unified.measured import best_model_problem, of_training
 from unified.parts import AGGREGATIONS, HEADS, Algorithm
@@ -111,6 +112,7 @@ def check(settings: TrainSettings, home: Path, seed: int, tokenizer: Any) -> lis
     problems = _check_terms(settings)
     problems += _check_models(settings)
     problems += _check_optimiser(settings)
+    problems += engine_problems(settings)
     problems += tracker_problems(settings)
     if not problems:
         problems += _check_data(settings, home, seed, tokenizer)
@@ -244,7 +246,7 @@ def _check_adapter(settings: TrainSettings) -> list[Problem]:
 
 def _check_teacher(settings: TrainSettings) -> list[Problem]:
     """A stage names a teacher exactly when some term asks one."""
-    from unified.teacher import needs_teacher
+    from unified.distribution import needs_teacher
 
     asking = [(path, a.name) for path, a in written_terms(settings) if needs_teacher(a.part, a.settings)]
     if asking and settings.teacher is None:

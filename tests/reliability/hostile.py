@@ -236,14 +236,15 @@ def try_files(number: int, folder: Path, keep: Path | None = None, *, start: int
 def _looked(path: Path, model: str | None) -> str:
     from rich.console import Console
 
-    from unified.data_page import as_json, show
+    from unified.as_json import plain
+    from unified.data_page import show
     from unified.data_tool import look
 
     try:
         found = look(str(path), model=model)
     except UserError as error:
         return _refused(error, path)
-    json.loads(as_json(found))
+    json.dumps(plain(found), allow_nan=False)
     show(Console(file=io.StringIO()), found)
     return "taken" if found.recognised else "no format"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import unified.train
 from tests.reliability.census import census, changed
@@ -80,6 +81,7 @@ DERIVED = {
     r"run\.stage\.(notify|progress|folder|home|artifact|say)": "surroundings of this process",
     r"run\.streams\[\d+\]\._order": "the order of a pass: follows from seed and position, drawn again when it is asked",
     r"run\.optimizer\._opt_called": "torch warns by it where a schedule steps before any optimiser step",
+    r"run\.rollouts\.": "what an engine elsewhere holds: a run that goes on pushes anew",
     r"run\.collected\.seconds": "what a clock says",
     r"run\.collected\.table\.groups\[\d+\]\.(columns|messages|reasons)": "nobody looks at them after the judgement",
     r"run\.collected\.table\.groups\[\d+\]\.answers\[\d+\]\.sampling_logp": "stands in the batch from `tabulate` on",
@@ -172,7 +174,10 @@ def test_the_census_misses_every_part_of_the_state_that_is_not_put_back(
         folder = tmp_path / str(number)
         was = cut_at(folder, STAGES[kind], at, monkeypatch)
         begun = fresh(folder, STAGES[kind])
+        _, groups, _ = begun.wrapper.state()
+        rest = {name: {"step": torch.zeros(())} for name, _ in begun.wrapper._parameters()}
         first = {**checkpoint.state_of(begun), **checkpoint.state_of_process(begun)}
+        first["optimizer"] = {"groups": groups, "rest": rest}
         kept = folder / "checkpoint" / checkpoint.steps_in(folder / "checkpoint")[0]
         last = {**read_packed(kept, "state"), **read_packed(kept, "process-0")}
         assert first.keys() == last.keys()
@@ -186,6 +191,21 @@ def test_the_census_misses_every_part_of_the_state_that_is_not_put_back(
                 assert unexplained(changed(census(run), was)), f"nothing was missed without '{part}'"
                 noticed.add(part)
     assert noticed == first.keys() - QUIET
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "instead"),
+    [("_load_weights", lambda *_: None), ("_read_state", lambda _, __, start, stop: torch.zeros(stop - start))],
+)
+def test_the_census_misses_weights_and_moments_that_are_not_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str, instead: Any
+) -> None:
+    kind, at = MOVED[0]
+    was = cut_at(tmp_path, STAGES[kind], at, monkeypatch)
+    run = fresh(tmp_path, STAGES[kind])
+    monkeypatch.setattr(checkpoint, forgotten, instead)
+    assert checkpoint.resume(run)
+    assert unexplained(changed(census(run), was))
 
 
 def packed(value: Any) -> tuple[str, dict[str, str]]:

@@ -100,7 +100,12 @@ def test_a_disk_that_is_full_when_the_model_is_written_leaves_no_half_of_it(tmp_
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     assert (tmp_path / "said").read_text().startswith(f"the model could not be written to {tmp_path}: File too large")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.jsonl", "said", "samples.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "coefficients.jsonl",
+        "metrics.jsonl",
+        "said",
+        "samples.jsonl",
+    ]
 
 
 LIMITED = """

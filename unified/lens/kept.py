@@ -36,7 +36,7 @@ def keep_picture(run: Run) -> None:
 
 def _judged(run: Run, stream: Stream, notes: list[str]) -> list[PromptGroup]:
     """This process's share of the fixed prompts of a stream with answers and rewards; what is left out is noted."""
-    from unified.stream import NoSampler, Sampler, seed_all, seed_of
+    from unified.stream import NoSampler, Sampler, in_process, seed_all, seed_of
 
     wanted, seed = run.settings.lens_rows, run.stage.seed
     rows = stream.rows.first(wanted)[0] if isinstance(stream.rows, LazyRows) else stream.rows[:wanted]
@@ -44,8 +44,9 @@ def _judged(run: Run, stream: Stream, notes: list[str]) -> list[PromptGroup]:
     seed_all("lens", seed, stream.label, run.processes.rank)
     if stream.online:
         place = ("lens", seed, stream.label)
-        policy, bf16 = run.roles.models["policy"], run.roles.bf16
-        sampler = Sampler(run.settings.engine, policy, run.tokenizer, run.step, place, bf16=bf16)
+        run.make_whole()
+        policy, bf16 = run.answering(), run.roles.bf16
+        sampler = Sampler(in_process(run.settings.engine), policy, run.tokenizer, run.step, place, bf16=bf16)
         groups = stream.collect(run.processes.mine(numbered), sampler, seed_of(*place))
     else:
         groups = run.processes.mine(stream.collect(numbered, NoSampler(run.tokenizer), seed))
