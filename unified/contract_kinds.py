@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from unified.contract_parts import PartUnderTest, made_up
-from unified.data import Answer, Example, PromptGroup, Sampling
-from unified.models import new_policy
+from unified.data import Answer, Example, NewWeights, PromptGroup, Sampling
+from unified.manifest import sha256
+from unified.models import new_policy, save_model
 from unified.registry import call_named
 
 # --- formats ---
@@ -99,13 +104,26 @@ def _sampled(subject: PartUnderTest, prompts: Any, seeds: Any, max_tokens: int =
     tokenizer = _letters()
     config = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = new_policy({"model_type": "llama", **config}, tokenizer, 0).module
-    return list(
-        call_named(
-            subject.part.generate, model=model, tokenizer=tokenizer, prompts=[list(p) for p in prompts],
-            n=len(seeds[0]), sampling=Sampling(max_tokens=max_tokens), settings=subject.settings,
-            seeds=[list(s) for s in seeds],
-        )
-    )  # fmt: skip
+    with TemporaryDirectory() as folder:
+        receipt = _pushed(subject, model, tokenizer, Path(folder)) if subject.part.push is not None else None
+        return list(
+            call_named(
+                subject.part.generate, model=model, tokenizer=tokenizer, prompts=[list(p) for p in prompts],
+                n=len(seeds[0]), sampling=Sampling(max_tokens=max_tokens), settings=subject.settings,
+                seeds=[list(s) for s in seeds], receipt=receipt,
+            )
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def _pushed(subject: PartUnderTest, model: Any, tokenizer: Any, folder: Path) -> Any:
+    """The receipt of an engine with weights of its own, for those of the model."""
+    probe = tuple(range(3, 3 + 2 * LONGEST))
+    logp = model(torch.tensor([probe])).logits[0, :-1].log_softmax(-1)[torch.arange(len(probe) - 1), list(probe[1:])]
+    save_model(model, tokenizer, folder / "v0")
+    digest = sha256(folder / "v0" / "model.safetensors")
+    weights = NewWeights(folder / "v0", 0, digest, False, probe, tuple(logp.tolist()))
+    return call_named(subject.part.push, weights=weights, settings=subject.settings)
 
 
 def _letters() -> Any:

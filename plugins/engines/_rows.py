@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,7 +49,10 @@ class Watch:
 
 @dataclass
 class Row:
-    """One answer to be drawn: of which prompt, from which seed, of how many tokens at most, and what there is of it."""
+    """One answer to be drawn: of which prompt, from which seed, of how many tokens at most, and what there is of it.
+
+    told: called with each token when it is drawn.
+    """
 
     prompt: int
     seed: int
@@ -58,11 +61,14 @@ class Row:
     ids: list[int] = field(default_factory=list)
     logp: list[float] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
+    told: Callable[[int], None] | None = None
 
     def take(self, token: int, logp: float, ends: Collection[int]) -> bool:
         """Go on by a token; whether the answer ends with it."""
         self.ids.append(token)
         self.logp.append(logp)
+        if self.told is not None:
+            self.told(token)
         if token in ends or (self.watch is not None and self.watch.met(self.ids)):
             self.finish = "stop"
         elif len(self.ids) >= self.limit:

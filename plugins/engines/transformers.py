@@ -10,9 +10,10 @@ answer depends on no other. Models whose attention can be given by name are deco
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakSet
 
@@ -45,8 +46,11 @@ def generate(
     sampling: Sampling,
     settings: TransformersSettings,
     seeds: Sequence[Sequence[int]],
+    told: Callable[[int, int, int], None] | None = None,
 ) -> list[list[Answer]]:
     """n answers per prompt, in the order of the prompts; the k-th answer of prompt i follows from seeds[i][k].
+
+    told: called with (i, k, token) for each token when it is drawn; of greedy answers for the first one, k = 0.
 
     The sampling_logp of greedy answers (temperature 0) is 0: they are certain.
 
@@ -64,6 +68,9 @@ def generate(
         for i in range(len(prompts))
         for seed in seeds[i][: 1 if once else n]
     ]
+    if told is not None:
+        for number, row in enumerate(rows):
+            row.told = partial(told, row.prompt, number % (1 if once else n))
     fill(model, tokenizer, prompts, rows, sampling, settings)
     texts = iter(tokenizer.batch_decode([row.ids for row in rows], skip_special_tokens=True))
     answers: list[list[Answer]] = [[] for _ in prompts]
