@@ -2,6 +2,8 @@
 
 GC = +-beta / length p^-alpha sigmoid(-m), p = exp(mean logp); m = beta (reward of better - that of worse) - gap;
 loss = -log sigmoid(m). At alpha near 0 it is SimPO.
+Use: pairs and no memory for a reference, where the shape of the reward shall be tuned beside SimPO's gap.
+Watch: `rewards/accuracies`, and `rewards/chosen`: nothing holds it, so it may fall together with `rewards/rejected`.
 Source: Gupta et al. 2025, arXiv:2501.03884.
 """
 

@@ -6,6 +6,8 @@ aot_unpaired: with g = log-ratio to the reference, the k-th smallest g of the be
 smallest of the worse ones, of whichever prompts; GC = +-beta l'(beta (g+ - g-)) of the pair that an answer is in.
 Compared are the best and the worst answer of each prompt (means, where several tie); loss = mean over prompts of the
 link, -log sigmoid(beta (...)) by default.
+Use: pairs (aot) or answers judged one by one (aot_unpaired) where the whole distribution shall move, not each pair.
+Watch: `rewards/margins`; the batch is what is sorted, so a small `batch_size` compares few ranks.
 Source: Melnyk et al. 2024, arXiv:2406.05882.
 """
 

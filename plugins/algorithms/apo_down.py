@@ -2,6 +2,8 @@
 
 With a = beta (log-ratio to the reference) of the better, m as in DPO, s'(x) = sigmoid(x) sigmoid(-x):
 GC = beta (s'(m) - s'(a)) on the better, -beta s'(m) on the worse; loss = sigmoid(a) + 1 - sigmoid(m).
+Use: pairs whose better answers are worse than what the policy writes by itself.
+Watch: `rewards/chosen` falls, as it should; `rewards/margins` must grow nevertheless.
 Source: D'Oosterlinck et al. 2024, arXiv:2408.06266.
 """
 

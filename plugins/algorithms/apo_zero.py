@@ -3,6 +3,9 @@
 With a, b = beta (log-ratio to the reference) of the better and the worse: GC = beta sigmoid(a) sigmoid(-a) on the
 better, -beta sigmoid(b) sigmoid(-b) on the worse; loss = 1 - sigmoid(a) + sigmoid(b). For policies that are worse than
 the better answers.
+Use: pairs whose better answers are better than what the policy writes by itself.
+Watch: `rewards/chosen` rises over 0 and `rewards/rejected` falls below it; if chosen falls, apo_down describes the
+data.
 Source: D'Oosterlinck et al. 2024, arXiv:2408.06266.
 """
 

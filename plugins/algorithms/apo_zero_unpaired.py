@@ -2,6 +2,8 @@
 
 GC = weight beta s'(beta h) on desirable, -weight beta s'(beta h) on the other answers, with h the log-ratio to the
 reference and s'(x) = sigmoid(x) sigmoid(-x); loss = weight (1 - sigmoid(beta h)) and weight sigmoid(beta h).
+Use: answers with a thumb up or down and no pairs, better than what the policy writes by itself.
+Watch: `rewards/chosen` above 0, `rewards/rejected` below; weights for sides of unequal size.
 Source: D'Oosterlinck et al. 2024, arXiv:2408.06266.
 """
 

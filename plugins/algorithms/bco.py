@@ -4,6 +4,8 @@ GC = weight beta sigmoid(-(r - delta)) on desirable, -weight beta sigmoid(r - de
 r = beta (log-ratio to the reference); loss = -log sigmoid(+-(r - delta)). delta, without gradient, is the mean of r
 over all answers so far, those of this step included, as in TRL; exact over the step and saved with every checkpoint.
 Where a collected batch is learned from in several steps, each adds its own answers to what came before the batch.
+Use: answers with a thumb up or down and no pairs, where a classifier with a running level is wanted.
+Watch: `delta`, the level, settles; `rewards/chosen` above it and `rewards/rejected` below.
 Source: Jung et al. 2024, arXiv:2404.04656. Their matching of the two sides' prompts is not here.
 """
 

@@ -2,6 +2,8 @@
 
 GC = ratio A inside the clip, 0 outside it and on a share of the tokens with high (A - mean A)(log p - mean log p),
 means over all tokens of the optimiser step; A as in GRPO. All tokens of a step weigh the same.
+Use: long runs with a verifier whose entropy falls too soon under a plain clip.
+Watch: `completions/nats` (the entropy of what is sampled) and `clip_ratio`.
 Source: Cui et al. 2025, arXiv:2505.22617.
 """
 

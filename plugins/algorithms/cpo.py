@@ -2,6 +2,8 @@
 
 GC = +-beta sigmoid(-m), + nll_weight on the better answer, m = beta (logp of the better - that of the worse), summed
 over tokens; loss = -log sigmoid(m) - nll_weight log p of the better answer, a sum over its tokens.
+Use: pairs and no memory for a reference; the better answer is worth imitating.
+Watch: `rewards/accuracies`; the imitation is a sum over tokens, so long answers move the model more.
 Source: Xu et al. 2024, arXiv:2401.08417. TRL averages the imitation over all tokens of the batch: for that write two
 terms, `cpo` with nll_weight 0 and `sft` with `on: best`.
 """

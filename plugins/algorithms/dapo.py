@@ -2,6 +2,8 @@
 
 GC = ratio A inside the clip [0.8, 1.28], else 0, with A = (r - mean) / deviation over the prompt's answers.
 The paper's recipe around it: `filters: [no_spread]` with refill, and `reward: {name: overlong, ...}`.
+Use: a verifier's reward on long answers, groups filtered so that each has right and wrong ones.
+Watch: `frac_reward_zero_std` (filter and refill where it is high), `completions/clipped_ratio`, `clip_ratio`.
 Source: Yu et al. 2025, arXiv:2503.14476, eq. 8; the bounds: its section 4.1.
 """
 

@@ -2,6 +2,8 @@
 
 GC = p, the probability of the token under the policy, without gradient; loss = -p log p. All tokens of a step weigh the
 same otherwise.
+Use: demonstrations that are not the policy's own, where plain imitation fits rare tokens at the price of others.
+Watch: `logp`: its mean improves mostly on tokens that were likely before; from random weights it learns slowly.
 Source: Wu et al. 2025, arXiv:2508.05629.
 """
 

@@ -2,6 +2,9 @@
 
 GC = +-beta ((1 - s) sigmoid(-m) + s e^-m - s (1 - s) / tau (e^-m + log sigmoid(m))), s = sigmoid(m / tau), m as in DPO;
 loss = (1 - s) (-log sigmoid(m)) + s e^-m.
+Use: pairs, as an alternative to DPO found by search rather than derived.
+Watch: `rewards/margins`: near 0, where training begins, the push goes the wrong way; pairs must be carried past it by
+others, so small data and small steps may stay there.
 Source: Lu et al. 2024, arXiv:2406.08414 (tau 0.05).
 """
 

@@ -2,6 +2,9 @@
 
 Per token KL(policy, teacher) = Σ_v p_v (log p_v − log t_v), exact over the vocabulary; by the policy's logits the push
 is p_v (KL − (log p_v − log t_v)). How the answer came to be is not differentiated.
+Use: a teacher with the same vocabulary and a student too small for all of it: it keeps to the likely part.
+Watch: `loss`, the KL in nats per token, and `completions/nats`: the entropy falls below the teacher's if it goes too
+far.
 Source: Agarwal et al. 2023, arXiv:2306.13649, section 3 (on-policy, reverse KL).
 """
 

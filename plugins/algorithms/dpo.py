@@ -2,6 +2,8 @@
 
 GC = +-beta sigmoid(-m) on every token of the better (+) and the worse (-) answer, with m = beta (log-ratio to the
 reference of the better - that of the worse), both summed over tokens; loss = -log sigmoid(m).
+Use: pairs of answers, best written by a policy near the one that is trained; no sampling, no reward model.
+Watch: `rewards/chosen`: if it falls far with `rewards/rejected`, add imitation (rpo, or a term sft with `on: best`).
 Source: Rafailov et al. 2023, arXiv:2305.18290, eq. 7.
 """
 

@@ -2,6 +2,8 @@
 
 GC = +-beta / length sigmoid(-m), m = beta (mean log-ratio to the reference of the better - that of the worse);
 loss = -log sigmoid(m).
+Use: pairs whose answers differ in length, where plain DPO would grow or shrink the length.
+Watch: the length of answers (`eval/length`); beta is larger than DPO's, because the margin is a mean.
 Source: Lambert et al. 2024, arXiv:2411.15124, TULU 3 (beta 5 from table 20).
 """
 

@@ -3,6 +3,8 @@
 GC = beta (1 - sum over ranks k not below the answer's of softmax(s of those left at k)), with s = beta (log-ratio to
 the reference); loss = sum over ranks of log(sum of e^s over those left) - s. For pairs it is DPO; `dpo` takes all pairs
 of a list instead.
+Use: ranked lists of three answers or more whose whole order matters.
+Watch: `rewards/accuracies` over all pairs of the list.
 Source: Rafailov et al. 2023, arXiv:2305.18290, appendix A.3.
 """
 

@@ -2,6 +2,8 @@
 
 GC = ratio A while the probability of the token is within its bounds, else 0, with A as in GRPO. All tokens of a step
 weigh the same.
+Use: samples learned from off-policy, where a ratio clip is too tight for rare tokens and too loose for likely ones.
+Watch: `clip_ratio` and `policy_kl`.
 Source: Qi et al. 2026, arXiv:2602.04879, the binary total variation; no reference.
 """
 

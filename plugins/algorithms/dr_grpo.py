@@ -1,6 +1,8 @@
 """Dr. GRPO: GRPO without its two biases, the deviation under the advantage and the length under the answer.
 
 GC = ratio A inside the clip, else 0, with A = r - mean over the prompt's answers. Every token weighs 1 / (answers L).
+Use: a verifier's reward, where GRPO's answers grow longer without becoming better.
+Watch: `completions/mean_length`, for right and wrong answers; `constant_length` sets the scale of the step.
 Source: Liu et al. 2025, arXiv:2503.20783, section 3; no reference, as there.
 """
 

@@ -2,6 +2,8 @@
 
 GC = +-beta sigmoid(m) sigmoid(-m) (log((1 - e) / e) - m), m as in DPO, e the doubt in a label;
 loss = KL of (sigmoid(m), sigmoid(-m)) from (1 - e, e).
+Use: pairs with labels that are in doubt by a known share.
+Watch: `rewards/margins`: they settle at log((1 - e) / e), and grow no further.
 Source: Ji et al. 2024, arXiv:2402.00856, EXO-pref, eq. 16.
 """
 

@@ -2,6 +2,8 @@
 
 GC = g A on tokens inside the clip, else 0, with g = exp(mean of clipped log ratios) and A as in GRPO.
 Each answer weighs 1 / answers, each of its tokens 1 / length.
+Use: samples with outliers among the tokens' ratios, as in mixtures of experts or long answers.
+Watch: `clip_ratio`, `policy_kl`.
 Source: Zhao et al. 2025, arXiv:2507.20673; bounds exp(-0.4) and exp(0.4), no reference, as there.
 """
 

@@ -1,6 +1,8 @@
 """GPG: the policy gradient with the group's mean as baseline, and nothing else.
 
 GC = r - mean over the prompt's answers. All tokens of a step weigh the same.
+Use: one optimiser step for each collected batch, so that neither ratio nor clip is needed.
+Watch: `frac_reward_zero_std`: the effective batch is what remains; `grad_norm`.
 Source: Chu et al. 2025, arXiv:2504.02546; its factor for groups without spread is `filters: [no_spread]` with refill.
 """
 

@@ -2,6 +2,8 @@
 
 GC = s A where s is inside the clip, else 0, the same for all tokens of an answer; s = exp(mean log ratio), A as GRPO's.
 Each answer weighs 1 / answers, each of its tokens 1 / length.
+Use: mixtures of experts and long answers, where ratios of single tokens are noise.
+Watch: `clip_ratio`: with the paper's narrow bounds a large share is clipped, and learning goes on.
 Source: Zheng et al. 2025, arXiv:2507.18071, eq. 5; the bounds: its section 5.1; no reference, as there.
 """
 

@@ -2,6 +2,8 @@
 
 GC = ratio A, less sign(log ratio) on a share of the tokens with the highest (A - mean A)(log p - mean log p), means
 over all tokens of the optimiser step; A as in GRPO. All tokens of a step weigh the same.
+Use: long runs with a verifier whose entropy falls too soon, held by a penalty in place of a clip.
+Watch: `completions/nats`, `policy_kl`.
 Source: Cui et al. 2025, arXiv:2505.22617.
 """
 

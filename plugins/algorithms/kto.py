@@ -4,6 +4,8 @@ GC = weight beta s'(beta (h - z0)) on desirable, -weight beta s'(beta (z0 - h)) 
 log-ratio to the reference and s'(x) = sigmoid(x) sigmoid(-x); loss = weight (1 - sigmoid(+-beta (h - z0))). z0, without
 gradient, is the mean of h over probes, which are answers to other prompts, and at least 0. It is exact over the whole
 step and all processes; without probes (`source: rows`, or one prompt a step) it is 0, as the metric `probes` shows.
+Use: answers with a thumb up or down and no pairs; sides of unequal size through the two weights.
+Watch: `kl`, the level z0: where it is 0 all along, `probes` is 0 or answers lie below the reference.
 Source: Ethayarajh et al. 2024, arXiv:2402.01306.
 """
 

@@ -2,6 +2,8 @@
 
 GC = +-beta weight sigmoid(-m), weight 1 up to the length of the prompt's shortest answer and alpha beyond;
 m = beta (weighted log-ratio of the better - that of the worse); loss = -log sigmoid(m). At alpha 1 it is DPO.
+Use: pairs whose preference is in part one for length.
+Watch: the length of answers (`eval/length`), `rewards/accuracies`.
 Source: Liu et al. 2024, arXiv:2409.06411.
 """
 

@@ -1,6 +1,8 @@
 """LUSPO: GSPO with each answer weighed by its length, so that long ones are not held back.
 
 GC = s A where s is inside the clip, else 0, as in GSPO; every token weighs 1 / answers, where GSPO has 1 / length too.
+Use: GSPO's uses, where answers must be free to grow.
+Watch: `completions/mean_length`, `completions/clipped_ratio`.
 Source: Liu et al. 2026, arXiv:2602.05261.
 """
 

@@ -3,6 +3,8 @@
 GC of logits = 1 before −KL(policy, teacher) of each token; GC of logp = ratio A inside the clip, else 0, with A_t the
 mean of log teacher − log policy over the tokens after t. The paper's sampling from a mixture with the teacher is not
 part of it: answers are the policy's own; its pretraining text is a second term, `sft` with rows of its own.
+Use: a teacher with the same vocabulary and a small student that learns on answers of its own.
+Watch: `loss`, `clip_ratio`, `completions/mean_length`: a student may find short answers that the teacher likes.
 Source: Gu et al. 2023, arXiv:2306.08543, section 2.2 (single-step decomposition, length normalisation).
 """
 

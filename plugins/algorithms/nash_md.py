@@ -4,6 +4,8 @@ GC = (P - 1/2) - beta h on every token, with P the answer's reward: the probabil
 the mixture; h, without gradient, is the log-ratio to the reference of the whole answer (`kl: sequence`, the paper's) or
 of the token alone (`kl: token`, TRL's, which leaves out what a token does to later ones).
 loss = -GC times log p of the token.
+Use: a judge that compares, whose preferences may go in circles, so that no single score explains them.
+Watch: `win_probability` starts at 1/2; `kl`.
 Source: Munos et al. 2023, arXiv:2312.00886, section 7.
 """
 

@@ -3,6 +3,8 @@
 With a, b = beta (log-ratio to the reference) of the better and the worse, summed over tokens:
 GC = beta (sigmoid(-a) - sigmoid(a) / 2) on the better, -beta sigmoid(b) / 2 on the worse;
 loss = -log sigmoid(a) - (log sigmoid(-a) + log sigmoid(-b)) / 2.
+Use: pairs or lists with scores, where the better answer's probability must not fall.
+Watch: `rewards/chosen` stays near or above 0.
 Source: Chen et al. 2024, arXiv:2402.05369.
 """
 

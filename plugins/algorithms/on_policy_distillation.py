@@ -2,6 +2,8 @@
 
 GC = A_t = log teacher_t − log policy_t, of the policy that sampled (gamma 0; `advantage: {name: teacher, gamma: 1}`
 gives the sum over what follows). A one-sample estimate of the gradient of KL(policy, teacher) of each token.
+Use: a teacher that can score tokens but not show its whole distribution.
+Watch: `reward` is constant here; look at `loss`, and at the reward of held-out prompts, `eval/reward`.
 Source: Lu et al. 2025, Thinking Machines, "On-Policy Distillation"; the exact form over all tokens is distill_reverse.
 """
 

@@ -1,6 +1,8 @@
 """OPO: exactly on policy, with the baseline of least variance, the mean of rewards weighed by length.
 
 GC = r - sum(length r) / sum(length) over the prompt's answers. Every token weighs 1 / answers.
+Use: one optimiser step for each collected batch, answers of very different lengths.
+Watch: `frac_reward_zero_std`, `grad_norm`.
 Source: Hao et al. 2025, arXiv:2505.23585; neither clip, nor KL, nor entropy bonus, as there.
 """
 

@@ -3,6 +3,8 @@
 GC = (1 + w d / (1 - p)) / length on the better, -w d / (1 - p) / length on the worse answer, with p = exp(mean logp) of
 the answer, d = sigmoid(-log odds ratio) and w = comparison_weight, the paper's lambda;
 loss = mean -log p of the better + w (-log sigmoid(log odds of the better - log odds of the worse)), odds = p / (1 - p).
+Use: imitation and preference in one stage from a base model, without a reference.
+Watch: `rewards/accuracies`, and the log-probability of the better answer, which must rise.
 Source: Hong et al. 2024, arXiv:2403.07691, eq. 6 and 7 (lambda 0.1). TRL's imitation has the prompt's tokens in it.
 """
 

@@ -3,6 +3,8 @@
 GC of score, at the answer's last token: 1 - sum over ranks k not below the answer's of softmax(scores left at k);
 loss = sum over ranks of log(sum of e^s over those left) - s. For pairs it is the Bradley-Terry model; `reward_model`
 takes all pairs of a ranking instead.
+Use: ranked lists of three answers or more, for a reward model.
+Watch: `accuracy` on held-out lists; training accuracy goes on after it has stopped.
 Source: Plackett 1975 and Luce 1959.
 """
 

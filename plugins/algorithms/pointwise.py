@@ -3,6 +3,8 @@
 GC of score, at the answer's last token: y - sigmoid(s) for `target: class` (y in [0, 1], soft labels are allowed), or
 y - s for `target: number`; loss = -y log sigmoid(s) - (1 - y) log sigmoid(-s), or (s - y)^2 / 2. y is the answer's
 reward, and every answer weighs the same.
+Use: answers with a class or a number each, and no comparisons: safety labels, right or wrong, ratings.
+Watch: `accuracy` against the share of the larger class, or `error_square` against the labels' variance.
 Source: logistic and least-squares regression; as a safety reward model DeepSeek-AI 2025, arXiv:2501.12948.
 """
 

@@ -54,6 +54,11 @@ class PolicyGradientSettings(Settings):
             )
         return self
 
+    @classmethod
+    def prepare(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """`factors: none` is an empty list: nothing is corrected, whatever samples."""
+        return {**data, "factors": []} if data.get("factors") == "none" else data
+
     @property
     def kl_at(self) -> str:
         """Where the KL enters, or "" when it does not."""
@@ -77,6 +82,17 @@ def credit_reads(settings: PolicyGradientSettings) -> frozenset[str]:
     """Fields of the credit: those of the advantage rule, and both log-probs where the KL enters before the loss."""
     placed = settings.kl_at in ("reward", "advantage")
     return apply.reads(settings.advantage) | (apply.reads(settings.kl) | {"old_logp"} if placed else frozenset())
+
+
+def corrected(settings: PolicyGradientSettings) -> PolicyGradientSettings:
+    """On answers of a foreign engine: truncated importance weights, where a recipe does not say which factors.
+
+    Source: Yao et al. 2025, Your Efficient RL Framework Secretly Brings You Off-Policy RL Training.
+    """
+    if "factors" in settings.model_fields_set or settings.factors:
+        return settings
+    weights = type(settings).model_validate({"factors": ["importance"]}).factors
+    return settings.model_copy(update={"factors": weights})
 
 
 def aggregation(how: str) -> Callable[[PolicyGradientSettings], dict[str, str]]:
@@ -224,6 +240,7 @@ def metrics(
 
     zero_advantage: share without credit. clip_ratio: share with credit that the ratio rule does not push. policy_kl:
     k1 from the old policy to the policy, kl: the estimate to the reference, entropy where it is there; all in nats.
+    mismatch: KL(rollout engine, old policy), by k3 from the tokens that it drew, in nats.
     factor, factor_zero: the product of the factors, and the share where it is 0. entropy_weight: of an adaptive bonus.
     """
     mask = batch.loss_mask & ~batch.probe[:, None]
@@ -239,6 +256,9 @@ def metrics(
     weight = factor(batch, settings, statistics)
     if weight is not None:
         out |= {"factor": weight, "factor_zero": (weight == 0).double()}
+    if any("sampling_logp" in apply.reads(rule) for rule in settings.factors):
+        gap = batch.old_logp - batch.sampling_logp
+        out["mismatch"] = gap.exp() - 1 - gap
     if settings.kl_at and batch.has("ref_logp") and batch.has("logp"):
         out["kl"] = apply.value(settings.kl, _offered_to_kl(batch, settings, batch.logp))
     if batch.has("entropy"):
@@ -269,6 +289,7 @@ def policy_gradient(
         credit_reads=credit_reads,
         aggregation=aggregation(how),
         scope=scope,
+        corrected=corrected,
         source=source,
         reward="required",
         answers=answers,

@@ -3,6 +3,8 @@
 GC of logp = ratio A inside the clip, else 0; A from generalised advantage estimation, whitened over
 the collected batch.
 GC of value = 2 value_weight (R - V), 0 where the clipped error is the larger one. All tokens of a step weigh the same.
+Use: a reward model or verifier and a critic: one sample a prompt suffices, and credit differs from token to token.
+Watch: `kl`, `clip_ratio`, and the critic: `value_error_square` must fall below the variance of `returns`.
 Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9 (policy), clipped value as in OpenAI baselines; KL in the
 reward as in Ziegler et al. 2019, arXiv:1909.08593, eq. 2. value_weight 0.5 makes the push of the critic R - V.
 """

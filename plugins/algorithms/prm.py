@@ -3,6 +3,8 @@
 The tokens of the loss mask are the ends of steps, and the reward of such a token is the label y of its step, in [0, 1].
 GC of score there: y - sigmoid(s); loss = -y log sigmoid(s) - (1 - y) log sigmoid(-s). All ends of steps of an optimiser
 step weigh the same. `source: step_ends` marks the ends and puts the labels there.
+Use: steps with labels, or a search that made them; the model then guides a search or rewards each step.
+Watch: `accuracy` against the share of the larger class, on held-out rows.
 Source: Lightman et al. 2023, arXiv:2305.20050; with soft labels Wang et al. 2023, arXiv:2312.08935.
 """
 

@@ -3,6 +3,8 @@
 GC = 1 / length on every token of the answer with the highest reward of its prompt (answers that tie share it), else 0;
 loss = mean of -log p over the tokens of the best answer. Every prompt weighs the same. For the mean over all tokens of
 the best answers write `sft` with `on: best`.
+Use: a reward and a budget of samples, where the simplest stable method is wanted.
+Watch: `reward` and `reward_std`: when the group has no spread its best answer says nothing.
 Source: Dong et al. 2023, arXiv:2304.06767.
 """
 

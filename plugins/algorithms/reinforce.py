@@ -1,6 +1,8 @@
 """REINFORCE: the plain policy gradient. No baseline, no clip, no reference.
 
 GC = the reward still to come. Every token weighs 1 / answers.
+Use: a baseline for comparisons, or rewards that are centred already.
+Watch: `grad_norm`: without a baseline its variance is large; `reward` below 0 pushes down all that is sampled.
 Source: Williams 1992, Simple Statistical Gradient-Following Algorithms.
 """
 

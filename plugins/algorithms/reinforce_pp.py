@@ -2,6 +2,8 @@
 
 GC = ratio A inside the clip, else 0, with A the whitened sum from here to the end of the token rewards
 [last token] r - kl_weight log(policy / reference). All tokens of a step weigh the same.
+Use: a reward and one sample a prompt or more, without a critic and without groups.
+Watch: `kl`, `clip_ratio`; whitening is over the batch, so a small one is noisy.
 Source: Hu et al. 2025, arXiv:2501.03262; the deviation is that of n, as in its code (OpenRLHF).
 """
 

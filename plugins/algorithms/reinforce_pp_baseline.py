@@ -2,6 +2,8 @@
 
 GC = ratio A inside the clip, else 0, less kl_weight log(policy / reference), the k2 estimate as a loss.
 All tokens of a step weigh the same.
+Use: a verifier with several samples a prompt, prompts of very different difficulty.
+Watch: `frac_reward_zero_std`, `kl`, `clip_ratio`.
 Source: Hu et al. 2025, arXiv:2501.03262; the deviation is that of n, as in its code (OpenRLHF).
 """
 

@@ -2,6 +2,8 @@
 
 GC = r - reward of the greedy answer to the same prompt, which is sampled beside and never pushed. Every token weighs
 1 / answers.
+Use: a reward and memory for no critic; one sample and one greedy answer a prompt.
+Watch: `reward` against that of greedy answers: when sampling is greedy, nothing is left to learn from.
 Source: Li et al. 2023, arXiv:2310.10505; without its KL in the reward, which is `kl_weight` with `kl_place: reward`.
 """
 

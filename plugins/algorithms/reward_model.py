@@ -3,6 +3,8 @@
 GC of score, at the answer's last token: +-link'(m) with m = s of the better - s of the worse - margin; for the sigmoid
 link +-sigmoid(-m), summed over the answer's pairs and divided by the number of pairs of the prompt, K (K - 1) / 2.
 Centring adds -2 centring (s of the better + s of the worse) to both.
+Use: comparisons by people or by a judge, for a stage that needs a reward.
+Watch: `accuracy` on held-out pairs; one epoch is usual, more overfits (Ouyang et al. 2022, appendix C.2).
 Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; margin: Touvron et al. 2023, arXiv:2307.09288, eq. 2; centring:
 Eisenstein et al. 2023, arXiv:2312.09244.
 """

@@ -2,6 +2,8 @@
 
 GC = 1 on answers whose reward is over `threshold`, else 0; loss = -GC log p. Each answer, right or wrong, weighs
 1 / answers, each of its tokens 1 / length. Rows of data make it RFT; with `source: rollouts` it is online RFT.
+Use: samples that a rule has marked, learned offline, or online with `source: rollouts`.
+Watch: `gc/positive`, the share of tokens that are imitated; on easy prompts alone nothing new is learned.
 Source: Yuan et al. 2023, arXiv:2308.01825; the form of Shao et al. 2024, arXiv:2402.03300, eq. 10.
 """
 

@@ -1,6 +1,8 @@
 """RLOO: REINFORCE with the mean of the other answers to a prompt as its baseline; the whole answer is one action.
 
 GC = R - mean of the others' R, with R = r - kl_weight sum of log(policy / reference). Every token weighs 1 / answers.
+Use: a reward and a few samples a prompt (2 or 4), KL inside the reward, no critic.
+Watch: `kl`, `reward_std`, `frac_reward_zero_std`.
 Source: Ahmadian et al. 2024, arXiv:2402.14740, eq. 5; the KL weight is TRL's.
 """
 

@@ -3,6 +3,9 @@
 GC = +-beta ((1 - e) sigmoid(-m) + e sigmoid(m)) / (1 - 2 e), m as in DPO, e the share of flipped labels;
 loss = ((1 - e) l(m) - e l(-m)) / (1 - 2 e) with l = -log sigmoid. Conservative DPO is `dpo` with
 `link: {name: sigmoid, label_smoothing: e}`.
+Use: pairs with a known share of flipped labels.
+Watch: `rewards/accuracies` on held-out pairs whose labels are right; too large a share makes the loss unstable near
+1/2.
 Source: Chowdhury et al. 2024, arXiv:2403.00409.
 """
 

@@ -2,6 +2,8 @@
 
 GC = +-beta sigmoid(-m), + nll_weight / length on the better answer, m as in DPO;
 loss = -log sigmoid(m) + nll_weight (mean over the better answer's tokens of -log p).
+Use: pairs of reasoned answers, where the better one's probability falls under plain DPO.
+Watch: `rewards/chosen` must not fall.
 Source: Pang et al. 2024, arXiv:2404.19733, iterative reasoning preference optimisation (nll_weight 1).
 """
 

@@ -2,6 +2,8 @@
 
 GC = 4 p (1 - p) ratio A with p = sigmoid(tau (ratio - 1)), tau 1 where A > 0, else 1.05; A as in GRPO.
 Each answer weighs 1 / answers, each of its tokens 1 / length.
+Use: samples learned from in several steps, where a hard clip throws away too much.
+Watch: `policy_kl`: nothing is cut off, so a large step shows there first.
 Source: Gao et al. 2025, arXiv:2511.20347; no reference.
 """
 

@@ -1,6 +1,8 @@
 """SFT: imitate the answers in the data. Every token of theirs is pushed equally hard.
 
 GC = 1; loss = -log p. All tokens of a step weigh the same.
+Use: demonstrations. The first stage of nearly every chain.
+Watch: `logp` on held-out rows (its perplexity is exp(-logp)): where it falls, the rows are learned by heart.
 Source: maximum likelihood; as a row of the unified equation Shao et al. 2024, arXiv:2402.03300, appendix A.1.1.
 """
 

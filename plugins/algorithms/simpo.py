@@ -2,6 +2,8 @@
 
 GC = +-beta / length sigmoid(-m), m = beta (mean logp of the better - that of the worse) - gap;
 loss = -log sigmoid(m). The gap is the paper's gamma itself; where a library states gamma / beta, multiply.
+Use: pairs and no memory for a reference; answers differ in length.
+Watch: `rewards/accuracies`, `rewards/chosen`: nothing holds the policy but a small learning rate.
 Source: Meng et al. 2024, arXiv:2405.14734.
 """
 

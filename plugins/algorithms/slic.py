@@ -3,6 +3,8 @@
 GC = +-1 while the lead is under 1 + gap, + nll_weight on the better answer; loss = max(0, 1 + gap - beta (logp of the
 better - logp of the worse)) - nll_weight log p of the better, all sums over tokens. The same link against a reference
 (RSO, arXiv:2309.06657) is `dpo` with `link: hinge`.
+Use: pairs, where a pair that is right by the gap shall push no more.
+Watch: `gc/abs`: it falls as pairs leave the hinge.
 Source: Zhao et al. 2023, arXiv:2305.10425; the paper imitates the SFT target, here it is the better answer.
 """
 

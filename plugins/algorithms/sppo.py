@@ -2,6 +2,8 @@
 
 GC = 2 (1 / (2 beta) - h) on the better, -2 (h + 1 / (2 beta)) on the worse answer, h its log-ratio to the reference;
 loss = (h+ - 1 / (2 beta))^2 + (h- + 1 / (2 beta))^2. beta is 1 / eta of the paper; the judge is taken to be sure.
+Use: rounds of own answers, judged, each round against the policy before it.
+Watch: `rewards/chosen` towards 1/2, `rewards/rejected` towards -1/2 (beta times 1 / (2 beta)).
 Source: Wu et al. 2024, arXiv:2405.00675.
 """
 

@@ -3,6 +3,8 @@
 GC of score at token t: +-sigmoid(-(s of the better at t - s of the worse at t)) / n, over the n places t at which both
 answers have a token that counts, divided by the number of pairs of the prompt; loss = the mean over those places of
 -log sigmoid of the difference.
+Use: comparisons, where a dense reward at every token is wanted.
+Watch: `accuracy` on held-out pairs.
 Source: DeepSpeed-Chat, Yao et al. 2023, arXiv:2308.01320; there the places begin where the answers first differ (set
 the loss mask so) and run on over the padding of the shorter one, which has no score here.
 """

@@ -3,6 +3,8 @@
 GC = nll_weight on the best (gold) answer, +-beta sigmoid(-m) on the others, m = beta (logp of the better - that of the
 worse) - gap; loss = -log sigmoid(m) - nll_weight log p of the gold answer, a sum over its tokens. TPO-L is
 `margin: {name: length_normalised, reference: false}` with a `gap`.
+Use: rows with a gold answer beside a better and a worse one.
+Watch: `rewards/accuracies`, and the log-probability of the gold answer, which must rise.
 Source: Saeidi et al. 2024, arXiv:2405.16681. TRL averages the imitation over all gold tokens of the batch: for that
 write two terms, `tpo` with nll_weight 0 and `sft` with `on: best`.
 """

@@ -3,6 +3,8 @@
 GC of logp = ratio A inside the clip [0.8, 1.28], else 0; A from GAE with lambda 1 - 1 / (0.05 length), not whitened.
 GC of value = 2 value_weight (R - V) with R of lambda 1. All tokens of a step weigh the same; no reference.
 Its imitation of right answers is a second term: `{algorithm: sft, weight: 0.1, on: COLUMN}`.
+Use: PPO on answers of thousands of tokens.
+Watch: `value_error_square`, `completions/clipped_ratio`; the length-dependent lambda needs long answers.
 Source: Yue et al. 2025, arXiv:2504.05118, section 4; lambda of the critic: Yuan et al. 2025, arXiv:2503.01491.
 """
 

@@ -2,6 +2,8 @@
 
 GC = the answer's reward or the column's number, the same on all its tokens; loss = -GC log p. The mean is over all
 tokens of the step, whatever they weigh. Negative weights push down.
+Use: answers with a weight each: a rating, a filter's confidence.
+Watch: `gc/abs`: the mean is over all tokens, so small weights make small steps.
 Source: reward-weighted regression, Peters and Schaal 2007 (ICML).
 """
 

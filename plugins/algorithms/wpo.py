@@ -3,6 +3,8 @@
 GC = w times that of DPO, loss = w times that of DPO, with w = the product over both answers of
 exp(mean over tokens of logp - log sum over the vocabulary of p^2), without gradient. An answer sampled from the policy
 weighs about 1; w is not capped. Reads `collision_logp` [batch, time], log sum p^2 in nats.
+Use: pairs that another policy wrote.
+Watch: the weights: `gc/abs` is small where the policy would not write the answers.
 Source: Zhou et al. 2024, arXiv:2406.11827, "sampled" alignment of weights.
 """
 
