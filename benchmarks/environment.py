@@ -18,7 +18,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PEER = ("torch==2.13.0", "trl==1.16.0")
 SHARED = ("transformers", "accelerate", "datasets", "tokenizers", "numpy")
 #: not part of a comparison: changing them does not make results old
-ASIDE = ("report.py", "rollout.py", "tokenise.py", "__main__.py")
+ASIDE = ("report.py", "rollout.py", "tokenise.py", "predictions.py", "__main__.py")
 
 
 def peer_python() -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unified.errors import UserError
+from unified.parts import HEADS, STATISTICS
 from unified.settings import choose
 from unified.stage import TermSettings, TrainSettings
 from unified.training import part_uses
@@ -17,6 +18,8 @@ from unified.work import Job, Measure, Rows, Work
 OPTIMISER_BYTES: Mapping[str, int] = {"sgd": 0, "rmsprop": 4, "adagrad": 4}
 #: answers sampled at once where the engine does not say
 AT_ONCE = 128
+#: what sharing a prompt must save, as in unified.layout (which loads torch): tokens of a family, share of all
+CALLS, WORTH = 4, 0.05
 
 
 def work_of_training(settings: TrainSettings, measure: Measure) -> Work | None:
@@ -46,11 +49,22 @@ def work_of_training(settings: TrainSettings, measure: Measure) -> Work | None:
     jobs += _evaluation(settings, measure, steps)
     samples = any(job.does == "generate" for job in jobs)
     engine = settings.engine.settings if settings.engine is not None else None
-    step_tokens = sum(job.tokens for job in jobs if job.does == "train") / max(steps, 1)
+    roles: dict[str, float] = {}
+    for job in jobs:
+        roles[job.role] = roles.get(job.role, 0.0) + (job.computed if job.does == "train" else 0.0)
+    step_tokens = max(roles.values()) / max(steps, 1)  # every forward passes through all roles that learn
+    answers = round(collected * driver.answers)
+    part = settings.engine.part if settings.engine is not None else None
     return Work(
         steps, prompts, jobs,
         micro_tokens=min(settings.tokens_per_micro_batch or 8192, step_tokens),
-        at_once=min(int(getattr(engine, "max_batch", AT_ONCE)), round(collected * driver.answers)) if samples else 0,
+        at_once=min(int(getattr(engine, "max_batch", AT_ONCE)), answers) if samples else 0,
+        step_tokens=step_tokens,
+        collected=answers if samples else 0,
+        collects=math.ceil(drawn / collected) if driver.online else 0,
+        longest_row=driver.longest_row,
+        remote=getattr(part, "push", None) is not None,
+        max_staleness=int(getattr(settings, "max_staleness", 0)),
         longest=longest,
         optimiser_bytes=OPTIMISER_BYTES.get(settings.optim.lower(), 8),
         bf16=bool(settings.bf16),
@@ -100,6 +114,30 @@ class _Stream:
         sampled = getattr(self.source.settings, "max_tokens", self.rows.answer_tokens) if self.online else None
         return self.rows.prompt_tokens + (self.rows.answer_tokens if sampled is None else sampled)
 
+    @property
+    def longest_row(self) -> float:
+        """Tokens of the longest prompt with one answer."""
+        if not self.online:
+            return self.rows.longest
+        sampled = getattr(self.source.settings, "max_tokens", self.rows.answer_tokens)
+        return self.rows.longest_prompt + (sampled or 0) if self.rows.longest_prompt else 0.0
+
+    @property
+    def saved(self) -> float:
+        """Tokens of a prompt's answers that need no forward of their own, because they share the prompt's.
+
+        As the engine chooses the layout: not with dropout, and only where enough is saved.
+        """
+        if self.settings.layout not in ("auto", "prefix-shared") or self.settings.drops:
+            return 0.0
+        saved, whole = (self.answers - 1) * self.rows.prompt_tokens, self.answers * self.longest
+        return saved if self.settings.layout == "prefix-shared" or saved - CALLS > WORTH * whole else 0.0
+
+    @property
+    def _lengths(self) -> tuple[float, float]:
+        """Of the tokens of a prompt with its answers: those saved, and those that carry a gradient."""
+        return self.saved, self.answers * (self.longest - self.rows.prompt_tokens)
+
     def jobs(self, drawn: int, pushed: int, *, several: bool) -> list[Job]:
         """The work on prompts drawn, `pushed` of which are learned from; several steps for one collected batch."""
         one = self.answers * self.longest
@@ -107,7 +145,11 @@ class _Stream:
         made: list[Job] = []
         if self.online:
             new = drawn * self.answers * (self.longest - self.rows.prompt_tokens)
-            made.append(Job("policy", model, "generate", drawn * one, new))
+            again = drawn * (self.answers - 1) * self.rows.prompt_tokens  # a prompt is read once for its answers
+            made.append(
+                Job("policy", model, "generate", drawn * one, new, saved=again, read_out=new, length=self.longest)
+            )
+        saved, read = self._lengths
         scored = drawn * one if self.online else min(drawn, self.rows.rows) * one  # of fixed rows they are kept
         reference = (
             model if self.settings.own_reference or self.settings.reference == "input" else self.settings.reference
@@ -120,27 +162,40 @@ class _Stream:
         ):
             if name in self.read and of is not None:
                 shared = role == "critic" and self.settings.critic.trunk == "shared"
-                made.append(Job("policy" if shared else role, of, "score", scored, scalar=role == "critic"))
-        made += [Job("reward model", judge, "score", drawn * one, scalar=True) for judge in _scalar_models(self.reward)]
-        return [*made, *self._training(pushed * one)]
+                made.append(
+                    Job(
+                        "policy" if shared else role, of, "score", scored, scalar=role == "critic",
+                        saved=scored / one * saved, read_out=scored / one * read, length=self.longest,
+                    )
+                )  # fmt: skip
+        made += [
+            Job("reward model", judge, "score", drawn * one, scalar=True, read_out=0.0, length=self.longest)
+            for judge in _scalar_models(self.reward)
+        ]
+        return [*made, *self._training(pushed)]
 
-    def _training(self, tokens: float) -> list[Job]:
+    def _training(self, pushed: float) -> list[Job]:
         """Forward and backward of every model that some term pushes; statistics of a whole step are a forward more."""
         made: list[Job] = []
+        saved, read = self._lengths
+        tokens = pushed * self.answers * self.longest
+        whole: dict[str, Any] = {"saved": pushed * saved, "read_out": pushed * read, "length": self.longest}
+        now = frozenset((*HEADS, *STATISTICS, "old_logp", "old_value"))
+        again = any(t.algorithm.part.names_read(t.algorithm.settings) & now for t in self.terms)
         for term in self.terms:
             part, chosen = term.algorithm.part, term.algorithm.settings
             for head in part.aggregations(chosen):
                 if head == "value" and self.settings.critic.trunk == "own":
-                    made.append(
-                        Job("critic", self.settings.critic.model or self.settings.model, "train", tokens, scalar=True)
-                    )
+                    critic = self.settings.critic.model or self.settings.model
+                    made.append(Job("critic", critic, "train", tokens, scalar=True, **whole))
                 else:
-                    role = "scorer" if head == "score" else "policy"
-                    made.append(Job(role, self.settings.model, "train", tokens, scalar=head == "score"))
+                    role, scalar = ("scorer", True) if head == "score" else ("policy", False)
+                    more = {**whole, "scalar": scalar, "again": again and not scalar}
+                    made.append(Job(role, self.settings.model, "train", tokens, **more))
                 if head == "logits" and self.settings.teacher is not None and "teacher_logp" not in self.read:
-                    made.append(Job("teacher", self.settings.teacher, "score", tokens))
+                    made.append(Job("teacher", self.settings.teacher, "score", tokens, **whole))
             if part.scope_of(chosen) == "step":
-                made.append(Job("policy", self.settings.model, "score", tokens))
+                made.append(Job("policy", self.settings.model, "score", tokens, **whole))
         return list(dict.fromkeys(made))  # several heads of one model share its forward and backward
 
 

@@ -9,36 +9,38 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from unified.as_json import of_plan, print_json
 from unified.check import Plan, PlannedStage, check_recipe
-from unified.console import duration
-from unified.cost import Cost, Size, cost_of, settings_of_model, size_of, tokenizer_of
-from unified.devices import UTILISATION, Hardware
+from unified.cost import Cost, cost_of
+from unified.devices import Hardware
 from unified.devices import hardware as parse_hardware
 from unified.errors import UserError
 from unified.made import STAGE, files_of, is_to_come, resolved
+from unified.pace import Servers
 from unified.recipe import Recipe, load_recipe
 from unified.registry import call_named
 from unified.render import Renderer
 from unified.runner import run_folder
-from unified.scaling import QUESTIONS, answer, short
+from unified.scaling import QUESTIONS, answer
+from unified.sizes import Size, settings_of_model, size_of, tokenizer_of
+from unified.spread import Spread, spread_of
 from unified.survey import Finding, survey
 from unified.work import Rows, Work
 
 #: rows of a dataset whose tokens are counted, spread evenly over it
 COUNTED_ROWS = 200
-UNKNOWN = "?"
-_DOES = {
-    "done": "skip",
-    "depends": "run, if needed",
-    "changed": "run",
-    "interrupted": "resume",
-    "new": "run",
-}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a recipe is to run: devices that train, how state lies on them, and devices that sample apart from them."""
+
+    on: Hardware | None = None
+    spread: Spread = field(default_factory=Spread)
+    servers: Servers | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Estimator:
 
     plan: Plan
     findings: Sequence[Finding]
-    on: Hardware | None = None
+    place: Place = field(default_factory=Place)
     _rows: dict[tuple[str, str, str | None], Rows | None] = field(default_factory=dict)
     _tokenizers: dict[str, Any] = field(default_factory=dict)
     _sizes: dict[tuple[str, bool], Size | None] = field(default_factory=dict)
@@ -72,7 +74,9 @@ class Estimator:
             return self.measure(data, split, root)
 
         work = call_named(stage.part.work, settings=stage.settings, measure=measure)
-        return Estimate(finding, work, cost_of(work, self.size, self.on) if work is not None else None)
+        place = self.place
+        made = cost_of(work, self.size, place.on, place.spread, place.servers) if work is not None else None
+        return Estimate(finding, work, made)
 
     def root(self, reference: str | None) -> str | None:
         """The model that a reference goes back to: "base", a folder or hub id."""
@@ -124,6 +128,8 @@ class Estimator:
             answers=len(answers) / len(groups),
             prompt_tokens=sum(len(g.prompt) for g in groups) / len(groups),
             answer_tokens=sum(len(a.ids) for a in answers) / max(len(answers), 1),
+            longest=float(max(len(g.prompt) + max((len(a.ids) for a in g.answers), default=0) for g in groups)),
+            longest_prompt=float(max(len(g.prompt) for g in groups)),
         )
 
     def _tokenizer(self, root: str | None) -> Any:
@@ -147,110 +153,22 @@ def _own(stage: PlannedStage) -> str | None:
     return own.reference if own else None
 
 
-def estimates(recipe: Recipe, output: Path | None = None, on: Hardware | None = None) -> list[Estimate]:
+def estimates(recipe: Recipe, output: Path | None = None, place: Place | None = None) -> list[Estimate]:
     """Every stage of a recipe. UserError for a recipe with mistakes."""
     plan = check_recipe(recipe)
     findings = survey(plan, run_folder(recipe, output), check_recipe)
-    estimator = Estimator(plan, findings, on)
+    estimator = Estimator(plan, findings, place or Place())
     return [estimator.estimate(finding) for finding in findings]
 
 
-def print_plan(console: Console, made: Sequence[Estimate], on: Hardware | None) -> None:
-    """Three tables: what runs and why; work and cost; memory by part. Below them what was assumed."""
-    runs = _table("What would run", ["stage", "will", "why"])
-    for each in made:
-        finding = each.finding
-        why = "; ".join(finding.why) or "nothing that it depends on has changed"
-        runs.add_row(*map(Text, (finding.stage.name, _DOES[finding.state], why)))
-    console.print(runs)
-    console.print(_work_table(made, on))
-    console.print(_memory_table(made, on))
-    for line in notes(made, on):
-        console.print(Text(line), soft_wrap=True)
-
-
-def _work_table(made: Sequence[Estimate], on: Hardware | None) -> Table:
-    headings = ["stage", "steps", "prompts", "trained", "scored", "sampled", "FLOPs"]
-    table = _table("Work, in tokens", [*headings, *(["time"] if on else [])])
-    for each in made:
-        work, cost = each.work, each.cost
-        cells = [UNKNOWN] * 5
-        if work is not None:
-            tokens = [work.tokens(does) for does in ("train", "score", "generate")]
-            cells = [str(work.steps), str(work.prompts), *("-" if not t else short(t) for t in tokens)]
-        cells.append(f"{cost.flops:.2e}" if cost else UNKNOWN)
-        if on:
-            cells.append(_time(cost.seconds) if cost and cost.seconds is not None else UNKNOWN)
-        table.add_row(*map(Text, (each.finding.stage.name, *cells)))
-    todo = [e for e in made if e.finding.state != "done"]
-    if len(made) > 1:
-        known = [e.cost for e in todo if e.cost is not None]
-        cells = ["at most", "", "", "", "", "", f"{sum(c.flops for c in known):.2e}"]
-        cells += [_time(sum(c.seconds or 0.0 for c in known))] if on else []
-        table.add_section()
-        table.add_row(*map(Text, cells))
-    return table
-
-
-def _memory_table(made: Sequence[Estimate], on: Hardware | None) -> Table:
-    headings = ["stage", "weights", "gradients", "optimiser", "activations", "cache", "peak"]
-    table = _table("Memory of one device", [*headings, *(["fits"] if on else [])])
-    for each in made:
-        cells = [UNKNOWN] * (len(headings) - 1)
-        fits = UNKNOWN
-        if each.cost is not None:
-            m = each.cost.memory
-            parts = (m.weights, m.gradients, m.optimiser, m.activations, m.kv_cache, m.total)
-            cells = ["-" if not value else size_text(value) for value in parts]
-            fits = "yes" if on and m.total <= on.device.memory else "no"
-        table.add_row(*map(Text, (each.finding.stage.name, *cells, *([fits] if on else []))))
-    return table
-
-
-def _table(title: str, headings: Sequence[str]) -> Table:
-    return Table(*headings, title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-
-
-def _time(seconds: float) -> str:
-    return "< 0.1 s" if seconds < 0.1 else duration(seconds)
-
-
-def notes(made: Sequence[Estimate], on: Hardware | None) -> list[str]:
-    """What the figures assume, and why some are missing."""
-    lines = [
-        "Tokens are those of all models together; answers to be sampled count as long as `max_tokens` allows.",
-        "FLOPs: 6 per parameter and trained token (4 beside an adapter; 2 more with activations recomputed), 2 per",
-        "scored or sampled one.",
-        "Memory: a whole copy of each model in float32; activations as in arXiv:2205.05198, section 4.1, roughly; the",
-        "cache is that of keys and values while answers are sampled, never at the same time as activations.",
-    ]
-    if on is not None:
-        d = on.device
-        lines.append(
-            f"Time: {on.count} x {d.name} at {UTILISATION:.0%} of the data sheet's peak ({d.bf16 / 1e12:g} TFLOP/s "
-            f"in bfloat16, {d.fp32 / 1e12:g} in float32); sampling reads all weights once a token "
-            f"({d.bandwidth / 1e12:g} TB/s)."
-        )
-    lines += [
-        f"{stage.name}: models and data with another {' and '.join(sorted(stage.allowed))} are allowed."
-        for stage in (e.finding.stage for e in made)
-        if stage.allowed
-    ]
-    if any(e.work is None or e.cost is None for e in made):
-        lines.append(
-            f"{UNKNOWN}: the data of an earlier stage that has not run, a model or tokenizer that is not on this "
-            "machine, or a kind of stage that does not tell its work."
-        )
-    return lines
-
-
-def size_text(value: float) -> str:
-    """Bytes as a person writes them, in powers of 1000: 3.2 GB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    raise AssertionError
+def place_of(hardware: str | None, launch: str | None, servers: str | None) -> Place:
+    """What `--hardware`, `--launch` and `--servers` say. UserError for a name that is not known."""
+    on = parse_hardware(hardware) if hardware else None
+    given = [n for n, value in (("--launch", launch), ("--servers", servers)) if value is not None]
+    if on is None and given:
+        raise UserError(f"{given[0]} means something only with --hardware", "for example --hardware 8xH100")
+    sampling = Servers(parse_hardware(servers, "--servers")) if servers else None
+    return Place(on, spread_of(launch, on.count if on else 1), sampling)
 
 
 def tell(
@@ -260,20 +178,33 @@ def tell(
     output: Path | None,
     *,
     hardware: str | None,
+    launch: str | None = None,
+    servers: str | None = None,
     scaling: str | None,
     law: Mapping[str, Any],
+    as_json: bool = False,
 ) -> None:
     """What the command line prints: the plan of a recipe, or an answer of the scaling law. UserError for mistakes."""
     console = Console(highlight=False)
-    on = parse_hardware(hardware) if hardware else None
+    place = place_of(hardware, launch, servers)
     if scaling is not None:
         if recipe is not None:
             raise UserError("--scaling asks about pretraining, not about a recipe", f"leave out {recipe}")
-        console.print(*(Text(line) for line in answer(scaling, hardware=on, **law)), sep="\n", soft_wrap=True)
+        lines = list(answer(scaling, hardware=place.on, **law))
+        if as_json:
+            print_json({"question": scaling, "answer": lines})
+        else:
+            console.print(*map(Text, lines), sep="\n", soft_wrap=True)
         return
     given = [f"--{name.replace('_', '-')}" for name, value in law.items() if value is not None]
     if given:
         raise UserError(f"{given[0]} means something only with --scaling", f"known: {', '.join(QUESTIONS)}")
     if recipe is None:
         raise UserError("give a recipe, or ask a question with --scaling", f"questions: {', '.join(QUESTIONS)}")
-    print_plan(console, estimates(load_recipe(recipe, sets, profile), output, on), on)
+    from unified.plan_page import print_plan
+
+    found = estimates(load_recipe(recipe, sets, profile), output, place)
+    if as_json:
+        print_json(of_plan(found))
+    else:
+        print_plan(console, found, place)
