@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart test ci slow lint types bench reliability clean
+.PHONY: quickstart test ci slow lint types site bench reliability clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/unified run recipes/quickstart.yaml
@@ -16,7 +16,7 @@ quickstart: $(VENV)/.installed
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
-ci: test lint types slow
+ci: test lint types site slow
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
@@ -30,6 +30,10 @@ types: $(VENV)/.dev
 	mkdir -p $(VENV)/typing
 	ln -sfn ../../plugins $(VENV)/typing/unified_plugins
 	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p unified -p unified_plugins
+
+# the documentation, into build/site; a warning is an error, and nothing is fetched but the packages of the extra `docs`
+site: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 # kills, faults, hostile inputs, the sandbox: an hour; writes the counts into docs/reliability.md (--short: minutes, does not)
 reliability: $(VENV)/.dev
@@ -49,6 +53,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e ".[docs]"
 	touch $@
 
 clean:

@@ -19,7 +19,8 @@ from unified import UserError, check_recipe, load_recipe
 from unified.cli import app
 from unified.drafts import draft_of
 from unified.edges import chat_template_hash, shape_of, vocabulary_hash
-from unified.plan import estimates, notes
+from unified.plan import Place, estimates
+from unified.plan_page import notes
 
 TEMPLATE = "{% for m in messages %}{{ m['role'][0] + m['content'] + eos_token }}{% endfor %}{{ 'a' }}"
 HEAD = "name: edges\nmodel: ./base\nstages:\n"
@@ -256,7 +257,7 @@ def test_what_is_allowed_is_told_by_check_and_plan_and_kept_in_the_manifest(fold
     (folder / "r.yaml").write_text(HEAD + "  " + grpo("./judge-swapped", ", allow_mismatch: [vocabulary]") + "\n")
     plan = check_recipe(load_recipe(folder / "r.yaml"))
     assert plan.stages[0].describe().endswith(", another vocabulary allowed")
-    told = notes(estimates(plan.recipe, folder / "out"), None)
+    told = notes(estimates(plan.recipe, folder / "out"), Place())
     assert "rl: models and data with another vocabulary are allowed." in told
     with_it = draft_of(plan.recipe, plan.stages[0], {})
     assert with_it.settings["allow_mismatch"] == ["vocabulary"]

@@ -17,12 +17,13 @@ from tests.tools import stage, tiny_policy, tiny_scalar, train_settings
 from unified import UserError, check_recipe, load_recipe
 from unified.cli import app
 from unified.console import RunConsole
-from unified.cost import Size, cost_of, size_of
+from unified.cost import cost_of
 from unified.lineage import lineage
 from unified.models import artifact_at, save_model
 from unified.plan import estimates
 from unified.runner import run_recipe
 from unified.set_up import set_up
+from unified.sizes import Size, size_of
 from unified.stage import ModelSettings
 from unified.work import Job, Work
 
@@ -158,7 +159,12 @@ def test_memory_of_an_adapter_is_one_copy_of_the_model_and_the_matrices_with_the
     whole = sum(p.numel() for p in artifact_at(done / "whole" / "model").load("policy").parameters())
     assert tune.memory.weights == 4 * (whole + numbers)
     job = next(job for each in estimates(load_recipe(done.parent / "lora.yaml"), done)[:1] for job in each.work.jobs)
-    assert tune.flops == pytest.approx(4 * whole * job.tokens)  # 2 forward, 2 back; none for the weights themselves
+    [size] = {id(s): s for s in tune.sizes.values()}.values()
+    assert job.read_out is not None
+    # 2 forward, 2 back, none for the weights themselves; attention: 4 per query number and token seen, twice that back
+    attention = 12 * size.layers * size.query_width * job.length / 2
+    expected = job.tokens * (4 * size.body + attention) + job.read_out * 4 * size.head
+    assert tune.flops == pytest.approx(expected)
 
 
 def test_weights_that_stand_still_in_4_bits_take_about_half_a_byte() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
 from tests.tools import tiny_policy, tiny_scalar
-from unified import Answer, Sampling, UserError, api, save_model
-from unified.chat_tool import HELP, converse
+from unified import UserError, api, save_model
 from unified.cli import app
 from unified.export import fields_of
 from unified.found_model import find_model
-from unified.generate_tool import Speaker, read_prompts
+from unified.generate_tool import read_prompts
 
 NEW = {
     "new": {
@@ -172,75 +170,6 @@ def test_without_a_prompt_at_a_terminal_it_says_what_to_give(monkeypatch: pytest
         read_prompts([])
 
 
-# --- chat ---
-
-
-class Echo:
-    """In the place of a Speaker: says how many turns it was shown; the answer to `stop` is interrupted."""
-
-    def rendered(self, turns: Sequence[Mapping[str, Any]]) -> Any:
-        return [dict(turn) for turn in turns]
-
-    def answer(self, prompts: Sequence[Any], sampling: Sampling) -> list[list[Answer]]:
-        (turns,) = prompts
-        if turns[-1]["content"] == "stop":
-            raise KeyboardInterrupt
-        if turns[-1]["content"] == "long":
-            raise UserError("the prompt has too many tokens")
-        return [[Answer([1], " ".join(f"{t['role'][0]}:{t['content']}" for t in turns))]]
-
-
-def talk(*lines: str, system: str | None = None) -> list[str]:
-    said: list[str] = []
-    converse(Echo(), iter(lines), said.append, Sampling(), system)  # type: ignore[arg-type]
-    return said
-
-
-def test_each_turn_is_answered_behind_all_that_was_said_before() -> None:
-    assert talk("a", "b") == ["u:a", "u:a a:u:a u:b"]
-    assert talk("a", system="x") == ["s:x u:a"]
-
-
-def test_reset_forgets_all_but_the_system_message_and_quit_ends() -> None:
-    assert talk("a", "/reset", "b", "/quit", "c", system="x") == [
-        "s:x u:a", "(the conversation begins anew)", "s:x u:b",
-    ]  # fmt: skip
-
-
-def test_an_answer_that_is_stopped_or_impossible_takes_the_turn_back() -> None:
-    assert talk("stop", "a")[1:] == ["u:a"]
-    refused, answered = talk("long", "a")
-    assert refused.startswith("(the prompt has too many tokens")
-    assert answered == "u:a"
-
-
-def test_an_unknown_command_says_which_there_are_and_is_not_sent() -> None:
-    assert talk("/what", "a") == [f"({HELP})", "u:a"]
-
-
-def test_ctrl_c_between_answers_and_the_end_of_the_input_end_the_conversation() -> None:
-    def lines() -> Iterator[str]:
-        yield "a"
-        raise KeyboardInterrupt
-
-    said: list[str] = []
-    assert converse(Echo(), lines(), said.append, Sampling()) == 1  # type: ignore[arg-type]
-    assert said == ["u:a"]
-    assert talk() == []
-
-
-def test_a_conversation_through_a_pipe_is_that_of_the_model(chatty: Path) -> None:
-    piped = unified("chat", chatty, "--max-tokens", "3", "--seed", "5", text="hi\nyou\n/quit\n")
-    assert piped.exit_code == 0
-    speaker, turns, wanted = Speaker(find_model(str(chatty)).artifact(), seed=5), [], []
-    for line in ("hi", "you"):
-        turns.append({"role": "user", "content": line})
-        ((answer,),) = speaker.answer([speaker.rendered(turns)], Sampling(max_tokens=3))
-        turns.append({"role": "assistant", "content": answer.text})
-        wanted.append(answer.text)
-    assert piped.stdout == "".join(f"{text}\n" for text in wanted)
-
-
 # --- evaluate and merge ---
 
 
@@ -248,7 +177,7 @@ def test_evaluate_measures_what_the_stage_measures_and_leaves_a_manifest(run: Pa
     options = ["--data", WALKS, "--reward", "random_walks", "--rows", "5", "--max-tokens", "4", "--samples", "2"]
     result = unified("evaluate", run, *options, "--set", "pass_at=[1]", "-o", tmp_path / "e", "--json")
     assert result.exit_code == 0, result.output
-    summary = json.loads(result.stdout)
+    summary = json.loads(result.stdout)["summary"]
     assert summary["eval/prompts"] == 5
     assert {"eval/reward", "eval/reward_se", "eval/length"} <= summary.keys()
     manifest = json.loads((tmp_path / "e" / "evaluate" / "manifest.json").read_text())
@@ -345,6 +274,47 @@ def test_export_writes_over_nothing_and_refuses_a_type_that_is_none(run: Path, t
         assert said in result.stderr
     assert list(tmp_path.iterdir()) == [tmp_path / "there"]
     assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one stage that trained a LoRA adapter and left it as one."""
+    pytest.importorskip("peft")
+    folder = tmp_path_factory.mktemp("runs") / "tuned"
+    stage = {"algorithm": "sft", "data": "random_walks", "learning_rate": 1e-2, "max_steps": 3, "adapter": {"r": 4}}
+    api.run({"name": "tuned", "model": NEW, "stages": {"a": stage}}, output=folder)
+    assert (folder / "a" / "model" / "adapter_config.json").is_file()
+    return folder
+
+
+def test_an_adapter_folder_is_asked_and_sampled_like_the_whole_model(tuned: Path, tmp_path: Path) -> None:
+    assert unified("export", tuned, tmp_path / "whole").exit_code == 0
+    asked = ["--prompt", "e", "--prompt", "k", "--n", "3", "--max-tokens", "6", "--json"]
+    answers = []
+    for model in (tuned / "a" / "model", tmp_path / "whole", tuned / "a" / "model-base"):
+        result = unified("generate", model, *asked)
+        assert result.exit_code == 0, result.output
+        answers.append([[a["text"] for a in json.loads(line)["answers"]] for line in result.stdout.splitlines()])
+    assert answers[0] == answers[1]
+    assert answers[0] != answers[2], "what was learned has no part in the answers"
+    said = unified("chat", tuned, "--max-tokens", "4", "--temperature", "0", text="hi\n")
+    assert said.exit_code == 0
+    of_whole = unified("chat", tmp_path / "whole", "--max-tokens", "4", "--temperature", "0", text="hi\n")
+    assert said.stdout == of_whole.stdout
+
+
+def test_a_sample_stage_asks_an_adapter_folder_like_the_whole_model(tuned: Path, tmp_path: Path) -> None:
+    assert unified("export", tuned, tmp_path / "whole").exit_code == 0
+    source = {"name": "rollouts", "group_size": 2, "max_tokens": 6}
+    data = {"name": "random_walks", "view": "prompts"}
+    stage = {"kind": "sample", "data": data, "num_prompts": 3, "held_out": 0, "source": source, "unfinished": "keep"}
+    written = []
+    for name, model in (("adapter", tuned / "a" / "model"), ("folded", tmp_path / "whole")):
+        api.run({"name": name, "model": str(model), "stages": {"s": stage}}, output=tmp_path / name)
+        rows = [json.loads(line) for line in (tmp_path / name / "s" / "data" / "train.jsonl").read_text().splitlines()]
+        assert len(rows) == 3
+        written.append(rows)
+    assert written[0] == written[1]
 
 
 def test_an_adapter_is_folded_into_the_model_that_it_adapts(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from tests.workshop import Workshop, write_base
 from unified import PluginError, StageContext, UserError, hookimpl
 from unified.console import RunConsole, duration, held_out, shown
-from unified.manifest import fingerprint_of, read_manifest, write_whole
+from unified.manifest import Manifest, fingerprint_of, read_manifest, write_whole
 from unified.recipe import load_recipe
 from unified.registry import Catalogue, using
 from unified.runner import Outcome, StoppedError, run_recipe
@@ -319,12 +319,36 @@ def lines_of_progress(*steps: tuple[float, int]) -> list[str]:
     return out.getvalue().splitlines()[1:]
 
 
-def test_without_a_terminal_a_line_comes_every_few_seconds_and_at_the_end() -> None:
+def test_without_a_terminal_a_line_comes_after_the_first_step_then_every_few_seconds_and_at_the_end() -> None:
     # at 6 s step 3 is two steps and 5 s after the first one: 2.5 s a step, 7 steps are left
     assert lines_of_progress((1.0, 1), (2.0, 2), (6.0, 3), (7.0, 4), (8.0, 10)) == [
+        "s 1/10  reward 0.250  tokens/s 1234",
         "s 3/10  reward 0.250  tokens/s 1234  17.5 s left",
         "s 10/10  reward 0.250  tokens/s 1234",
     ]
+
+
+def test_the_first_step_of_each_stage_has_its_line_at_once() -> None:
+    out = io.StringIO()
+    console = RunConsole(Console(file=out, width=200))
+    console.clock = lambda: 0.0  # no time passes at all
+    for name in ("a", "b"):
+        console.stage_begins(name, 1, 2, f"{name}: words", resumes=False)
+        console.progress(1, 3, {"loss": 1.0})
+        console.progress(2, 3, {"loss": 1.0})
+    assert out.getvalue().splitlines() == [
+        "[1/2] a: words", "a 1/3  loss 1.0000", "[1/2] b: words", "b 1/3  loss 1.0000",
+    ]  # fmt: skip
+
+
+def test_warnings_are_counted_behind_the_table_with_where_their_texts_are(tmp_path: Path) -> None:
+    out = io.StringIO()
+    told = Manifest("one", "train", {}, "f", 0, summary={"warnings": {"no_spread": 3, "repetition": 1}})
+    calm = Manifest("two", "train", {}, "f", 0)
+    outcomes = [Outcome(manifest, tmp_path / manifest.name, fresh=True) for manifest in (told, calm)]
+    RunConsole(Console(file=out, width=200)).table(outcomes, Path("out"))
+    said = [line for line in out.getvalue().splitlines() if "warnings" in line]
+    assert said == ["one: warnings: no_spread 3, repetition 1; their texts are in `unified status` out"]
 
 
 def test_a_progress_line_shows_what_there_is() -> None:

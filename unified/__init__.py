@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from unified.coefficient_tool import examine as examine
     from unified.data import Answer as Answer
     from unified.data import Example as Example
+    from unified.data import NewWeights as NewWeights
     from unified.data import PromptGroup as PromptGroup
     from unified.data import Sampling as Sampling
     from unified.data import TokenRow as TokenRow
     from unified.errors import FormatError as FormatError
+    from unified.errors import LostEngine as LostEngine
     from unified.errors import PluginError as PluginError
     from unified.errors import Problem as Problem
     from unified.errors import UserError as UserError
@@ -74,7 +76,7 @@ _HOME = {
     "check_recipe": "check", "examine": "coefficient_tool", "load_recipe": "recipe", "run_recipe": "runner",
     "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data", "TokenRow": "data",
     "FormatError": "errors", "PluginError": "errors", "Problem": "errors", "UserError": "errors",
-    "did_you_mean": "errors", "cut_short": "errors",
+    "did_you_mean": "errors", "cut_short": "errors", "LostEngine": "errors", "NewWeights": "data",
     "hookimpl": "hookspecs", "Judge": "judges",
     "Artifact": "models", "save_model": "models", "stored_value_head": "models",
     "Algorithm": "parts", "DataFormat": "parts", "Dataset": "parts", "DataSource": "parts", "Reward": "parts",

@@ -11,15 +11,18 @@ from unified.errors import UserError
 from unified.generate_tool import Speaker
 
 HELP = "/reset forgets the conversation, /quit (or Ctrl-D) ends it, Ctrl-C stops an answer."
+#: what a tokenizer writes for bytes that are no whole character yet
+_HALF = "\ufffd"
 
 
 def converse(
-    speaker: Speaker, lines: Iterator[str], say: Callable[[str], None], sampling: Sampling, system: str | None = None
+    speaker: Speaker, lines: Iterator[str], write: Callable[[str], None], sampling: Sampling, system: str | None = None
 ) -> int:
     """Answer line by line until /quit or the end of the input; how many turns were answered.
 
-    lines: what the person says; say: prints one line. A turn that cannot be answered is taken back and said why; so is
-    one whose answer was stopped by Ctrl-C. Ctrl-C between answers ends the conversation.
+    lines: what the person says; write: shows a piece of text as it is, with no line break of its own. An answer is
+    shown as it is drawn. Ctrl-C ends it: what is there of it stays in the conversation. A turn that cannot be answered,
+    or was stopped before its first word, is taken back and said why. Ctrl-C between answers ends the conversation.
     """
     start: list[Mapping[str, Any]] = [{"role": "system", "content": system}] if system is not None else []
     turns, answered = list(start), 0
@@ -32,33 +35,68 @@ def converse(
             return answered
         if line == "/reset":
             turns = list(start)
-            say("(the conversation begins anew)")
+            write("(the conversation begins anew)\n")
         elif line.startswith("/"):
-            say(f"({HELP})")
+            write(f"({HELP})\n")
         elif line:
             turns.append({"role": "user", "content": line})
-            text = _answered(speaker, turns, sampling, say)
+            text = _answered(speaker, turns, sampling, write)
             if text is None:
                 turns.pop()
             else:
-                say(text)
                 turns.append({"role": "assistant", "content": text})
                 answered += 1
 
 
 def _answered(
-    speaker: Speaker, turns: list[Mapping[str, Any]], sampling: Sampling, say: Callable[[str], None]
+    speaker: Speaker, turns: list[Mapping[str, Any]], sampling: Sampling, write: Callable[[str], None]
 ) -> str | None:
-    """The answer to the conversation so far; None where there is none, which is said."""
+    """The answer to the conversation so far, which is shown; None where there is none, which is said."""
+    growing = Growing(speaker.tokenizer, write)
     try:
-        (answers,) = speaker.answer([speaker.rendered(turns)], sampling)
+        (answers,) = speaker.answer([speaker.rendered(turns)], sampling, told=growing.take)
     except UserError as error:
-        say(f"({error}\n    /reset forgets the conversation)")
+        write(f"({error}\n    /reset forgets the conversation)\n")
         return None
     except KeyboardInterrupt:
-        say("(stopped; what you said last is taken back)")
+        if growing.shown:
+            write("\n(stopped; what there is of the answer stays)\n")
+            return growing.shown
+        write("(stopped; what you said last is taken back)\n")
         return None
+    growing.end(answers[0].text)
     return answers[0].text
+
+
+class Growing:
+    """Shows an answer while it is drawn: each time the text by which the tokens have grown."""
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+        self.shown = ""
+        self._tokenizer, self._write, self._ids = tokenizer, write, list[int]()
+
+    def take(self, prompt: int, answer: int, token: int) -> None:
+        """One more token. Bytes that are no whole character yet wait for the next one."""
+        self._ids.append(token)
+        text = str(self._tokenizer.decode(self._ids, skip_special_tokens=True))
+        if not text.endswith(_HALF):
+            self._grow(text)
+
+    def end(self, text: str) -> None:
+        """The whole answer: what has not been shown of it, and a line break. An engine may tell nothing on the way.
+
+        Where the whole reads otherwise than its beginning did (a tokenizer that tidies up spaces), it is shown again.
+        """
+        if not text.startswith(self.shown):
+            self._write("\n")
+            self.shown = ""
+        self._grow(text)
+        self._write("\n")
+
+    def _grow(self, text: str) -> None:
+        if text.startswith(self.shown) and len(text) > len(self.shown):
+            self._write(text[len(self.shown) :])
+            self.shown = text
 
 
 def lines_of_person() -> Iterator[str]:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from unified.configurations import configuration_problems
 from unified.edges import ASPECTS, KEY, TOKENS, Models, read_allowed
 from unified.errors import PluginError, Problem, UserError, first_of, unknown_name
 from unified.expect import read_expectations
 from unified.made import made_by, references
 from unified.measured import metric_problems
-from unified.named_models import as_problem, configuration_problems, kind_at, model_problems, path_problem
+from unified.named_models import as_problem, kind_at, model_problems, path_problem
 from unified.own_checks import OwnChecks
 from unified.recipe import Recipe, kind_of
 from unified.registry import call_named, catalogue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from unified import __version__, cli_lens, cli_models, cli_plugins, cli_report
+from unified.collection import no_collection
 from unified.names import completes, completes_kinds
 from unified.saying import leave, said_plainly
 
@@ -48,6 +49,11 @@ Output = Annotated[Path | None, typer.Option("--output", help="The run folder. W
 Profile = Annotated[str | None, typer.Option("--profile", help="Lay this profile of the recipe over it.")]
 Force = Annotated[bool, typer.Option("--force", help="Use a run folder that holds another run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but the table at the end.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Launch = Annotated[
+    str | None,
+    typer.Option("--launch", metavar="CONFIG", help="Processes: gpus, fsdp2, zero3, cpu, ... or an accelerate file."),
+]
 
 
 @app.command()
@@ -58,6 +64,7 @@ def run(
     profile: Profile = None,
     force: Force = False,
     quiet: Quiet = False,
+    launch: Launch = None,
 ) -> None:
     """Run the stages of a recipe; go on where it was cut off.
 
@@ -66,6 +73,12 @@ def run(
     Example: unified run recipes/quickstart.yaml --set seed=1
     """
     with said_plainly():
+        if launch is not None:
+            from unified.launch import launch as start
+            from unified.launch import written
+
+            given = {"--output": output, "--set": sets, "--profile": profile, "--force": force, "--quiet": quiet}
+            raise typer.Exit(start(launch, ["run", *written(given), "--", str(recipe)]))
         from unified.recipe import load_recipe
 
         _run(load_recipe(recipe, sets or (), profile), output, force=force, quiet=quiet)
@@ -76,6 +89,7 @@ def check(
     recipe: Annotated[Path, typer.Argument(help="A recipe file (YAML).")],
     sets: Sets = None,
     profile: Profile = None,
+    as_json: Json = False,
 ) -> None:
     """Find everything that is wrong with a recipe.
 
@@ -83,12 +97,23 @@ def check(
 
     Example: unified check recipes/quickstart.yaml
     """
-    with said_plainly():
+    with said_plainly(), no_collection():
+        from unified.as_json import of_check, of_problems, print_json
         from unified.check import check_recipe
+        from unified.errors import UserError
         from unified.recipe import load_recipe
         from unified.unverified import not_yet_verified
 
-        plan = check_recipe(load_recipe(recipe, sets or (), profile))
+        read = load_recipe(recipe, sets or (), profile)
+        try:
+            plan = check_recipe(read)
+        except UserError:
+            if as_json and read.problems:
+                print_json(of_problems(read))
+            raise
+        if as_json:
+            print_json(of_check(plan, not_yet_verified(plan)))
+            return
         for stage in plan.stages:
             typer.echo(stage.describe())
         for what in not_yet_verified(plan):
@@ -121,17 +146,21 @@ def train(
 
 
 @app.command()
-def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")]) -> None:
-    """Tell how far a run is: which stages are done, running, cut off, or no longer fit the recipe.
+def status(run: Annotated[Path, typer.Argument(help="The folder of a run.")], as_json: Json = False) -> None:
+    """Tell how far a run is: which stages are done, running, cut off, or no longer fit the recipe; and its warnings.
 
     Example: unified status runs/quickstart
     """
     with said_plainly():
         from rich.console import Console
 
+        from unified.as_json import of_status, print_json
         from unified.status import print_status, status_of
 
-        print_status(Console(highlight=False), status_of(run))
+        if as_json:
+            print_json(of_status(status_of(run)))
+        else:
+            print_status(Console(highlight=False), status_of(run))
 
 
 @app.command()
@@ -140,7 +169,15 @@ def plan(
     output: Output = None,
     sets: Sets = None,
     profile: Profile = None,
-    hardware: Annotated[str | None, typer.Option("--hardware", help="For example 8xH100; adds times.")] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="For example 8xH100, or 8xFILE.yaml; adds times.")
+    ] = None,
+    launch: Annotated[
+        str | None, typer.Option("--launch", help="With --hardware: how state is shared, as in run; fsdp2, zero3, ...")
+    ] = None,
+    servers: Annotated[
+        str | None, typer.Option("--servers", help="With --hardware: devices that sample apart, 4xH100.")
+    ] = None,
     scaling: Annotated[
         str | None,
         typer.Option("--scaling", help="Ask the scaling law of pretraining: data, model, budget or loss."),
@@ -149,33 +186,42 @@ def plan(
     tokens: Annotated[str | None, typer.Option("--tokens", help="With --scaling: training tokens, 1.4T.")] = None,
     larger: Annotated[str | None, typer.Option("--larger", help="With --scaling loss: another model, 70B.")] = None,
     gpu_days: Annotated[float | None, typer.Option("--gpu-days", help="With --scaling budget, and --hardware.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Tell what a recipe would run, why, and what it costs.
 
-    Steps, tokens, operations, memory by part, and time on --hardware. Nothing is run and no weights are loaded.
+    Steps, tokens, operations, memory by part; on --hardware time, where it goes, and how many servers would sample for
+    the trainer. Nothing is run and no weights are loaded.
 
-    Example: unified plan recipes/quickstart.yaml --hardware 8xH100
+    Example: unified plan recipes/quickstart.yaml --hardware 8xH100 --launch fsdp2
     """
     with said_plainly():
         from unified.plan import tell
 
         law = {"parameters": parameters, "tokens": tokens, "larger": larger, "gpu_days": gpu_days}
-        tell(recipe, sets or (), profile, output, hardware=hardware, scaling=scaling, law=law)
+        where = {"hardware": hardware, "launch": launch, "servers": servers}
+        tell(recipe, sets or (), profile, output, **where, scaling=scaling, law=law, as_json=as_json)
 
 
 @app.command()
 def lineage(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run, one of its stages, or a model.")],
+    as_json: Json = False,
 ) -> None:
     """Tell where a model came from: every stage back to the start, with data, seeds, versions and hashes.
 
     Example: unified lineage runs/quickstart
     """
     with said_plainly():
+        from unified.as_json import of_lineage, print_json
         from unified.lineage import lineage as found
         from unified.lineage import render
 
-        for line in render(found(path)):
+        ancestors = found(path)
+        if as_json:
+            print_json(of_lineage(ancestors))
+            return
+        for line in render(ancestors):
             typer.echo(line)
 
 
@@ -184,6 +230,7 @@ def list_(
     kind: Annotated[
         str | None, typer.Argument(help="algorithms, datasets, rewards, stages, ...", autocompletion=completes_kinds)
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """List the parts that are installed, by kind.
 
@@ -192,15 +239,20 @@ def list_(
     with said_plainly():
         from rich.console import Console
 
-        from unified.show import list_parts
+        from unified.as_json import print_json
+        from unified.show import list_parts, parts_listed
 
-        list_parts(Console(highlight=False), kind)
+        if as_json:
+            print_json(parts_listed(kind))
+        else:
+            list_parts(Console(highlight=False), kind)
 
 
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A part that `unified list` shows.", autocompletion=completes())],
     kind: Annotated[str | None, typer.Option("--kind", help="Where several kinds have a part of that name.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Show one part: formula, source, settings with defaults.
 
@@ -209,9 +261,13 @@ def show(
     with said_plainly():
         from rich.console import Console
 
-        from unified.show import show_part
+        from unified.as_json import print_json
+        from unified.show import part_shown, show_part
 
-        show_part(Console(highlight=False), name, kind)
+        if as_json:
+            print_json(part_shown(name, kind))
+        else:
+            show_part(Console(highlight=False), name, kind)
 
 
 @app.command()
@@ -221,7 +277,7 @@ def coefficients(
     ],
     batch: Annotated[Path, typer.Option("--batch", help="A JSON file with logp, loss_mask, reward, ... as tables.")],
     sets: Sets = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compute what an algorithm does to each token of numbers.
 
@@ -230,10 +286,14 @@ def coefficients(
     Example: unified coefficients ALGORITHM --batch pair.json --set beta=1
     """
     with said_plainly():
+        from unified.as_json import print_json
         from unified.coefficient_tool import as_text, examine, read_batch
 
         examined = examine(algorithm, read_batch(batch), sets or ())
-        typer.echo(json.dumps(examined.as_dict(), indent=2) if as_json else as_text(examined))
+        if as_json:
+            print_json(examined.as_dict())
+        else:
+            typer.echo(as_text(examined))
 
 
 @app.command()
@@ -247,7 +307,7 @@ def data(
     max_length: Annotated[int | None, typer.Option("--max-length", min=1, help="Tokens; without: the model's.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="train or held_out, as a stage; without: all.")] = None,
     rows: Annotated[int, typer.Option("--rows", min=0, help="How many rows are shown.")] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Tell what a dataset is taken for, what is in it, and how its rows look to a model.
 
@@ -258,7 +318,7 @@ def data(
     with said_plainly():
         from rich.console import Console
 
-        from unified.data_page import as_json as written
+        from unified.as_json import print_json
         from unified.data_page import show as show_page
         from unified.data_tool import look
 
@@ -266,7 +326,7 @@ def data(
             file, format=format, columns=columns or (), model=model, max_length=max_length, split=split, rows=rows
         )
         if as_json:
-            typer.echo(written(found))
+            print_json(found)
         else:
             show_page(Console(highlight=False), found)
 
@@ -281,7 +341,8 @@ def _run(recipe: Recipe, output: Path | None, *, force: bool, quiet: bool) -> No
     from unified.console import RunConsole
     from unified.errors import PluginError
     from unified.report.command import after_run
-    from unified.runner import StoppedError, Team, run_folder, run_recipe
+    from unified.runner import StoppedError, run_folder, run_recipe
+    from unified.team import Team
 
     console = RunConsole(silent=quiet)
     try:
@@ -307,6 +368,8 @@ def _run(recipe: Recipe, output: Path | None, *, force: bool, quiet: bool) -> No
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of the commands `unified` and `python -m unified`."""
+    # transformers imports bitsandbytes wherever it is installed, which then says what it lacks, asked for or not
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return app(args=arguments, prog_name="unified")
     try:  # one of several: a thread of their group that is not done yet aborts the interpreter as it cleans up

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +48,7 @@ def generate(
     Example: unified generate runs/quickstart --prompt e --n 3 --max-tokens 12
     """
     with said_plainly():
+        from unified.as_json import print_json
         from unified.data import Sampling
         from unified.errors import UserError
         from unified.found_model import find_model
@@ -65,7 +65,7 @@ def generate(
             asked = ask(speaker, texts, sampling, n=n, plain=plain, system=system)
         for one in asked:
             if as_json:
-                typer.echo(json.dumps(one.as_dict(), ensure_ascii=False))
+                print_json(one.as_dict(), lines=True)
                 continue
             for answer in one.answers:
                 typer.echo(answer.text)
@@ -100,7 +100,12 @@ def chat(
         elif not speaker.chats:
             typer.echo(f"({found.path} is asked with {template})", err=True)
         sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
-        converse(speaker, lines_of_person(), typer.echo, sampling, system)
+
+        def write(text: str) -> None:
+            typer.echo(text, nl=False)
+            sys.stdout.flush()
+
+        converse(speaker, lines_of_person(), write, sampling, system)
 
 
 def evaluate(
@@ -133,6 +138,7 @@ def evaluate(
     Example: unified evaluate runs/quickstart --data "{name: random_walks, view: prompts}" --reward random_walks
     """
     with said_plainly():
+        from unified.as_json import print_json
         from unified.errors import UserError
         from unified.found_model import find_model
         from unified.manifest import fingerprint_of
@@ -152,7 +158,7 @@ def evaluate(
         output = output or Path("runs") / f"evaluate-{fingerprint_of(asked=recipe.root.plain())[:8]}"
         manifest, folder = run_stage(recipe, output, force=force)
         if as_json:
-            typer.echo(json.dumps(manifest.summary, indent=2))
+            print_json({"folder": folder, "summary": manifest.summary})
             return
         for name, value in manifest.summary.items():
             typer.echo(f"{name.removeprefix('eval/')}  {value:.6g}")
@@ -169,15 +175,20 @@ def merge(
         float | None, typer.Option("--ema-decay", help="In place of weights: of a moving average in their order.")
     ] = None,
     force: Force = False,
+    as_json: Json = False,
 ) -> None:
     """Average the weights of models.
 
     Example: unified merge runs/a runs/b --weights 1,3 -o runs/soup
     """
     with said_plainly():
+        from unified.as_json import print_json
         from unified.model_recipes import merge_models
 
-        _, path = merge_models(models, output, weights=weights, ema_decay=ema_decay, force=force)
+        manifest, path = merge_models(models, output, weights=weights, ema_decay=ema_decay, force=force)
+        if as_json:
+            print_json({"model": path, "of": models, "summary": manifest.summary})
+            return
         typer.echo(f"The average of {len(models)} models is in {path}")
 
 
@@ -196,17 +207,22 @@ def export(
         str | None, typer.Option("--push", metavar="OWNER/NAME", help="Put it on the hub, in a private repository.")
     ] = None,
     trust: Trust = False,
+    as_json: Json = False,
 ) -> None:
     """Write a model as others load it: weights with adapters folded, tokenizer, and a model card.
 
     Example: unified export runs/quickstart exported --license apache-2.0
     """
     with said_plainly():
+        from unified.as_json import of_exported, print_json
         from unified.export import export_model
 
         told = export_model(
             model, folder, dtype=dtype, name=name, license=license, data_license=data_license, push=push, trusted=trust
         )
+        if as_json:
+            print_json(of_exported(folder, told))
+            return
         for line in told:
             typer.echo(line)
 

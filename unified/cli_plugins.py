@@ -69,11 +69,12 @@ def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
     Example: unified plugin list --json
     """
     with said_plainly():
+        from unified.as_json import print_json
         from unified.plugin_tool import origins, print_origins
 
         found = origins()
         if as_json:
-            typer.echo(json.dumps([origin.as_dict() for origin in found], indent=2))
+            print_json([origin.as_dict() for origin in found])
         else:
             from rich.console import Console
 

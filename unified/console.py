@@ -68,7 +68,8 @@ class RunConsole:
     def stage_begins(self, stage: str, number: int, of: int, words: str, *, resumes: bool) -> None:
         """A stage starts, or goes on where it was cut off."""
         self.say(f"[{number}/{of}] {words}{' (goes on where it was cut off)' if resumes else ''}")
-        self._stage, self._said_at, self._began, self._first_step = stage, self.clock(), self.clock(), None
+        self._stage, self._began, self._first_step = stage, self.clock(), None
+        self._said_at = float("-inf")  # the first step is shown when it is done
         if self._bar is not None:
             self._task = self._bar.add_task(stage, total=None, shown="")
 
@@ -111,6 +112,12 @@ class RunConsole:
                 when,
             )
         self.console.print(table)
+        for outcome in outcomes:
+            told = outcome.manifest.summary.get("warnings") or {}
+            if told:
+                said = ", ".join(f"{kind} {times}" for kind, times in told.items())
+                where = "their texts are in `unified status`"
+                self.console.print(Text(f"{outcome.manifest.name}: warnings: {said}; {where} {output}"))
         models = [o for o in outcomes if o.manifest.model]
         if models:
             last = models[-1]

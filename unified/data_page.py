@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
 
 from rich.console import Console
 from rich.text import Text
@@ -15,11 +13,6 @@ from unified.data_tool import Lengths, Looked
 
 #: longest bar of a histogram, in characters
 BAR = 40
-
-
-def as_json(looked: Looked) -> str:
-    """One object, every control character escaped."""
-    return json.dumps(asdict(looked), indent=2, default=str)
 
 
 def show(console: Console, looked: Looked) -> None:

@@ -95,6 +95,13 @@ def asks_teacher(algorithm: Algorithm) -> bool:
     return algorithm.distribution is not None and "teacher" in inspect.signature(algorithm.distribution).parameters
 
 
+def needs_teacher(algorithm: Algorithm, settings: Settings) -> bool:
+    """Whether an algorithm compares the policy with a teacher: by its distribution, or on the sampled tokens."""
+    read = algorithm.names_read(settings) | algorithm.names_credited(settings)
+    pushes = "logits" in algorithm.aggregations(settings)
+    return "teacher_logp" in read or (pushes and asks_teacher(algorithm))
+
+
 def top_k(algorithm: Algorithm, settings: Settings) -> int:
     """How many of the teacher's likeliest tokens are stored before learning; 0: it runs beside the policy."""
     return int(call_named(algorithm.top_k, settings=settings)) if algorithm.top_k else 0

@@ -12,6 +12,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from unified.configurations import context_at, first_difference, made_tokenizer, shape_at
+from unified.configurations import shape_of as shape_of
 from unified.errors import Problem, UserError, shown, unknown_name
 from unified.made import STAGE, is_to_come, made_by
 from unified.manifest import chosen_parts
@@ -30,10 +32,6 @@ ALLOWED = ("template", "vocabulary")
 TOKENS = frozenset(ALLOWED)
 ASPECTS = TOKENS | {"architecture"}
 _NAMES = {"vocabulary": "vocabulary", "template": "chat template", "architecture": "architecture"}
-_SHAPE = (
-    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
-)  # fmt: skip
 
 
 def read_allowed(written: Any) -> tuple[frozenset[str], list[Problem]]:
@@ -69,12 +67,6 @@ def chat_template_hash(tokenizer: Any) -> str:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
-
-
-def shape_of(config: Any) -> dict[str, Any]:
-    """What of a configuration decides which weights there are; the same names for every architecture."""
-    text = config.get_text_config()
-    return {name: getattr(text, name, None) for name in _SHAPE}
 
 
 def goes_back_to(reference: str, planned: Mapping[str, PlannedStage | None]) -> str | None:
@@ -138,16 +130,17 @@ class Models:
         return None if hub and not self.fetch else settings
 
     def _tokenizer(self, settings: ModelSettings) -> Any:
-        from unified.models import base_context, base_tokenizer  # loads torch
+        if settings.path is None:
+            tokenizer = made_tokenizer(settings)
+        else:
+            from unified.models import base_tokenizer  # slow to import
 
-        tokenizer = base_tokenizer(settings, self.recipe.home)
-        tokenizer.context = base_context(settings, self.recipe.home)  # rows must fit; see training.check_rows
+            tokenizer = base_tokenizer(settings, self.recipe.home)
+        tokenizer.context = context_at(settings, self.recipe.home)  # rows must fit; see training.check_rows
         return tokenizer
 
     def _shape(self, settings: ModelSettings) -> dict[str, Any]:
-        from unified.models import base_config
-
-        return shape_of(base_config(settings, self.recipe.home))
+        return shape_at(settings, self.recipe.home)
 
     # --- edges ---
 
@@ -206,8 +199,8 @@ class Models:
             shapes = self.shape(root), self.shape(other)
             if shapes[0] is None or shapes[1] is None or shapes[0] == shapes[1]:
                 return None
-            name = next(n for n in _SHAPE if shapes[0][n] != shapes[1][n])
-            return f"{name} is {shapes[1][name]}, not {shapes[0][name]}"
+            name = first_difference(shapes[0], shapes[1])
+            return None if name is None else f"{name} is {shapes[1][name]}, not {shapes[0][name]}"
         ours, theirs = self.tokenizer(root), self.tokenizer(other)
         if ours is None or theirs is None:
             return None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,14 @@ class Speaker:
         messages = None if isinstance(prompt, str) else prompt
         return PromptGroup(self.renderer.prompt_ids(prompt), text=self.renderer.text(prompt), messages=messages)
 
-    def answer(self, prompts: Sequence[PromptGroup], sampling: Sampling, n: int = 1) -> list[list[Answer]]:
-        """n answers to each rendered prompt. UserError for one without a token, or that leaves too little room."""
+    def answer(
+        self, prompts: Sequence[PromptGroup], sampling: Sampling, n: int = 1,
+        told: Callable[[int, int, int], None] | None = None,
+    ) -> list[list[Answer]]:  # fmt: skip
+        """n answers to each rendered prompt. UserError for one without a token, or that leaves too little room.
+
+        told: called with (number of the prompt, of the answer, token) while the answers are drawn.
+        """
         limit = self.renderer.max_length
         for prompt in prompts:
             if not prompt.prompt:
@@ -66,7 +72,7 @@ class Speaker:
                     f"the model holds {limit}",
                     "give a shorter prompt, or a lower --max-tokens",
                 )
-        return self._sampler(list(prompts), n, sampling)
+        return replace(self._sampler, told=told)(list(prompts), n, sampling)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 #: written when a stage begins: what it will be, so that an unfinished folder is known to belong to the same stage
 FINGERPRINT = "fingerprint"
 #: files of a stage that tell about it and are not its result
-LOGS = ("metrics.jsonl", "samples.jsonl", "lens.jsonl", "error.log")
+LOGS = ("metrics.jsonl", "samples.jsonl", "lens.jsonl", "warnings.jsonl", "coefficients.jsonl", "error.log")
 #: folders of results that every stage may write
 RESULTS = ("model", "critic", "data")
 _CHECKPOINTS = ("checkpoint",)

@@ -20,10 +20,10 @@ from transformers.utils.hub import cached_file
 
 from unified.adapters import adapter_at, base_of, folded, is_scalar
 from unified.attention import NAME as ATTENTION
+from unified.configurations import made_tokenizer
 from unified.disk import space_for, whole_folder
 from unified.errors import UserError, cut_short, shown
 from unified.lora import carries_adapter, taken_off, write_adapter
-from unified.registry import call_named, catalogue
 from unified.stage import ModelSettings
 from unified.weights import architectures_of, code_hint, refuse_pickled
 
@@ -99,13 +99,7 @@ def base_tokenizer(settings: ModelSettings, home: Path) -> Any:
     """The tokenizer of a recipe's model, without loading the model."""
     if settings.path is not None:
         return artifact_at(_resolve(settings.path, home), home, trusted=settings.trust_remote_code).tokenizer()
-    if settings.tokenizer is None:
-        raise UserError("a new model needs a tokenizer", "write `tokenizer: NAME`, a dataset that makes one")
-    make = settings.tokenizer.part.tokenizer
-    if make is None:
-        able = [n for n in catalogue().names("dataset") if getattr(catalogue().find("dataset", n), "tokenizer", None)]
-        raise UserError(f"dataset '{settings.tokenizer.name}' makes no tokenizer", f"these do: {', '.join(able)}")
-    return call_named(make, settings=settings.tokenizer.settings)
+    return made_tokenizer(settings)
 
 
 def base_artifact(settings: ModelSettings, home: Path, seed: int) -> Artifact:

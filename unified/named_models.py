@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any
 
 from unified.adapters import CONFIG, adapter_at, base_of, is_scalar, refuse_without_peft
+from unified.configurations import configuration_problems
 from unified.errors import Problem, UserError, did_you_mean
 from unified.stage import ModelSettings
 from unified.weights import architectures_of, pickle_message, pickled_in
@@ -160,27 +160,3 @@ def model_problems(model: ModelSettings, home: Path) -> list[Problem]:
         [] if model.tokenizer else [Problem("a new model needs `tokenizer`", ("new",), ("the dataset that makes one",))]
     )
     return problems + configuration_problems(dict(model.new or {}))
-
-
-def configuration_problems(config: dict[str, Any]) -> list[Problem]:
-    """A new model's configuration: transformers itself would keep a misspelt key and never use it."""
-    name = config.pop("model_type", None)
-    if not isinstance(name, str):
-        hint = "for example {model_type: llama, hidden_size: 64, num_hidden_layers: 2, ...}"
-        return [Problem("a new model needs `model_type`", ("new",), (hint,))]
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # slow to import
-
-    known = list(CONFIG_MAPPING.keys())
-    if name not in known:
-        near = did_you_mean(name, known)
-        hints = (f"did you mean '{near}'?",) if near else ("the model types are those of transformers",)
-        return [Problem(f"transformers knows no model_type '{name}'", ("new", "model_type"), hints)]
-    plain = CONFIG_MAPPING[name]()
-    fields = [key for key in plain.to_dict() if not key.startswith("_")]
-    problems = []
-    for key in config:
-        if not hasattr(plain, key):
-            near = did_you_mean(key, fields)
-            hints = (f"did you mean '{near}'?",) if near else (f"known: {', '.join(sorted(fields))}",)
-            problems.append(Problem(f"no key '{key}' in the configuration of a {name}", ("new", key), hints))
-    return problems

@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 GROUP = "unified"
 
 
+def cache_folder() -> Path:
+    """Where this project keeps what can be made again: under $XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "unified"
+
+
 def index_file() -> Path:
-    """Where the names of this set of packages are kept: under $XDG_CACHE_HOME, or ~/.cache."""
+    """Where the names of this set of packages are kept."""
     entries = entry_points(group=GROUP)
     known = sorted((e.name, e.value, e.dist.name if e.dist else "", e.dist.version if e.dist else "") for e in entries)
     digest = hashlib.sha256(json.dumps([sys.prefix, known]).encode()).hexdigest()[:16]
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "unified" / f"names-{digest}.json"
+    return cache_folder() / f"names-{digest}.json"
 
 
 def remember(catalogue: Catalogue) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import SchedulerType, get_scheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from unified.errors import Problem, UserError, unknown_name
+from unified.sound import keep, recall
 from unified.stage import TrainSettings
 
 #: names that transformers uses -> class in torch.optim
@@ -35,6 +34,8 @@ SCHEDULES = (
     "polynomial",
     "warmup_stable_decay",
 )
+#: those of them that need no setting of their own, and take any learning rate
+PLAIN = ("constant", "constant_with_warmup", "cosine", "cosine_with_restarts", "inverse_sqrt", "linear")
 #: what `schedule` itself gives a schedule of transformers
 _GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
@@ -95,6 +96,8 @@ def schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: i
         raise UserError(problems[0].text())
     warmup = settings.warmup_steps or int(settings.warmup_ratio * steps)
     name = "constant_with_warmup" if name == "constant" and warmup else name
+    from transformers import get_scheduler  # slow to import, and a check does without
+
     try:
         return get_scheduler(
             name, optimizer, num_warmup_steps=warmup, num_training_steps=steps,
@@ -105,11 +108,26 @@ def schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: i
 
 
 def schedule_problems(settings: TrainSettings) -> list[Problem]:
-    """What is wrong with the schedule and its settings; it is tried on an optimiser of one weight."""
-    problems = _named_problems(settings)
-    if problems:
-        return problems
+    """What is wrong with the schedule and its settings; it is tried on an optimiser of one weight.
+
+    Not tried are schedules with nothing to be wrong in, and what was tried before and was right.
+    """
+    name, own = settings.lr_scheduler_type, dict(settings.lr_scheduler_kwargs)
+    if name in PLAIN and not own:
+        return []
     steps = settings.max_steps if settings.max_steps > 0 else 1_000_000
+    warmup, rate = (settings.warmup_steps, settings.warmup_ratio), role_rate(settings, "policy")
+    question = ["schedule", name, own, steps, warmup, rate]
+    if recall(question):
+        return []
+    problems = _named_problems(settings) or _tried(settings, steps)
+    if not problems:
+        keep(question, True)
+    return problems
+
+
+def _tried(settings: TrainSettings, steps: int) -> list[Problem]:
+    """What goes wrong at the beginning, in the middle or at the end of a schedule."""
     weight = nn.Parameter(torch.zeros(1))
     try:
         tried = schedule(torch.optim.SGD([weight], lr=role_rate(settings, "policy")), settings, steps)
@@ -127,6 +145,9 @@ def _named_problems(settings: TrainSettings) -> list[Problem]:
     name = settings.lr_scheduler_type
     if name not in SCHEDULES:
         return [unknown_name("schedule", name, SCHEDULES, at=("lr_scheduler_type",))]
+    from transformers import SchedulerType
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
     function: Any = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]
     taken = inspect.signature(function).parameters
     known = [key for key in taken if key not in _GIVEN]

@@ -76,7 +76,9 @@ The $KIND `$NAME` for `unified`. Say here what it does, and where it comes from.
     unified plugin check $NAME$SETS
     python -m pytest
 
-A recipe uses it by name: `$USE`.
+A recipe uses it by name: `$USE`. For an editor that completes and checks recipes while you write, run
+`unified schema > recipe.schema.json` beside them, and let their first line be
+`# yaml-language-server: $$schema=recipe.schema.json`.
 """
 
 #: beside an algorithm: two steps of it, to see that it is found and trains

@@ -12,6 +12,7 @@ from unified.batch import Batch
 from unified.blame import named
 from unified.coefficient import named_loss, push
 from unified.guard import Finding, NotFiniteError, looks_finite, note_error
+from unified.histogram import bin_name, counted
 from unified.run import Run
 
 if TYPE_CHECKING:
@@ -71,3 +72,5 @@ def log_term(
         run.add(f"{name}/abs", float(on.abs().sum()), on.numel())
         run.add(f"{name}/positive", float((on > 0).sum()), on.numel())
         run.add(f"{name}/negative", float((on < 0).sum()), on.numel())
+        for index, number in counted(on):
+            run.add(bin_name(name, index), float(number), 0.0)

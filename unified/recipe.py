@@ -101,6 +101,16 @@ class Recipe:
             seen.setdefault(same, problem.text(str(place)))
         return [self._without_secrets(text) for text in seen.values()]
 
+    def problem_list(self) -> list[dict[str, Any]]:
+        """The same problems for a program: {"file", "line", "message", "hints"}; line from 1, None where unknown."""
+        seen: dict[tuple[Place, str], dict[str, Any]] = {}
+        for place, problem in sorted(self.problems, key=lambda item: (item[0].line == 0, item[0].line)):
+            same = (place, re.sub(r"^stage '[^']*': ", "", problem.message))
+            hints = [self._without_secrets(hint) for hint in problem.hints]
+            about = {"message": self._without_secrets(problem.message), "hints": hints}
+            seen.setdefault(same, {"file": place.source, "line": place.line or None, **about})
+        return list(seen.values())
+
     def _without_secrets(self, text: str) -> str:
         for secret in sorted(self.secrets, key=len, reverse=True):
             text = text.replace(secret, MASK)

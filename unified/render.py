@@ -6,10 +6,8 @@ ask for tokens by yielding texts, so that the texts of many rows go through one 
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -18,6 +16,7 @@ from typing import Any
 from unified.chat import PLAIN_TEMPLATE as PLAIN_TEMPLATE
 from unified.chat import Chat, Stretch, Tools
 from unified.chat import tools_of as tools_of
+from unified.collection import no_collection
 from unified.data import Answer, Example, Message, PromptGroup, Text
 from unified.edges import vocabulary_hash
 from unified.errors import UserError
@@ -119,7 +118,7 @@ class Renderer:
         A row over the limit is cut as too_long says; TooLong where that cannot be done. What is counted: render_rows.
         """
         rows = [self._fitted(one, row, reserve, too_long) for row, one in zip(numbers, examples, strict=True)]
-        with _no_collection():
+        with no_collection():
             return self.tokens.together(rows)
 
     def _fitted(self, example: Example, row: int, reserve: int, policy: Policy) -> Asking[tuple[PromptGroup, Done]]:
@@ -261,18 +260,6 @@ class Renderer:
             ids += [*said, *following]
             mask += [*[True] * len(said), *[False] * len(following)]
         return _Row(context, ids, mask, text)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No search for garbage: so many new lists would set off many, each through all that is alive."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _in_common(contexts: list[list[int]]) -> list[int]:

@@ -48,6 +48,17 @@ def list_parts(console: Console, word: str | None = None) -> None:
         console.print(Text("More of one: unified show NAME"))
 
 
+def parts_listed(word: str | None = None) -> dict[str, list[dict[str, str]]]:
+    """For a program: kind -> every part of it by name, with its first line and its plugin."""
+    kinds = [kind_named(word)] if word else catalogue().kinds()
+    return {kind: [_listed(kind, name) for name in catalogue().names(kind)] for kind in kinds}
+
+
+def _listed(kind: str, name: str) -> dict[str, str]:
+    provider = catalogue().provider(kind, name).removeprefix("plugin ")
+    return {"name": name, "summary": first_line(kind, catalogue().get(kind, name)), "plugin": provider}
+
+
 def doc_of(kind: str, part: Part) -> str:
     """What a part says of itself; where its settings are the engine's own, what its plugin says."""
     if part.settings.__module__.startswith("unified."):
@@ -89,6 +100,22 @@ def show_part(console: Console, name: str, kind: str | None = None) -> None:
     for label, value in facts(part):
         console.print(Text(f"{label}: {value}"))
     _print_settings(console, part.settings, f"settings of {of} {name}")
+
+
+def part_shown(name: str, kind: str | None = None) -> dict[str, Any]:
+    """For a program: the page of one part. Settings that hold settings have them under `settings`."""
+    of, part = find_part(name, kind)
+    about = {"kind": of, **_listed(of, name), "about": doc_of(of, part), "facts": dict(facts(part))}
+    return {**about, "settings": _settings_shown(part.settings)}
+
+
+def _settings_shown(cls: type[Settings]) -> list[dict[str, Any]]:
+    nested = nested_fields(cls)
+    return [
+        {"name": key, "type": of, "default": default, "meaning": meaning}
+        | ({"settings": _settings_shown(nested[key])} if key in nested else {})
+        for key, of, default, meaning in describe_fields(cls)
+    ]
 
 
 def facts(part: Part) -> list[tuple[str, str]]:

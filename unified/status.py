@@ -19,6 +19,7 @@ from unified.recipe import Recipe, assemble, load_recipe
 from unified.runner import RUN_FILE
 from unified.survey import Finding, survey
 from unified.tree import Place, located
+from unified.warned import WARNINGS, Told, read_warnings
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class Status:
         if self.holder is None:
             return None
         return next((f.stage.name for f in self.findings if f.state not in ("done", "depends")), None)
+
+    def warnings(self, finding: Finding) -> tuple[list[Told], int]:
+        """The warnings of a stage by kind, and how many lines of its log cannot be read."""
+        return read_warnings(finding.folder)
 
     def word(self, finding: Finding) -> str:
         """The state of a stage in a word or two."""
@@ -104,5 +109,13 @@ def print_status(console: Console, status: Status) -> None:
         )
         table.add_row(*map(Text, cells))
     console.print(table)
+    for finding in status.findings:
+        told, unreadable = status.warnings(finding)
+        for one in told:
+            steps = f"step {one.first}" if one.times == 1 else f"{one.times} times, steps {one.first} to {one.last}"
+            console.print(Text(f"warning: {finding.stage.name}, {steps}: {one.message}"), soft_wrap=True)
+            console.print(Text(f"    {one.remedy}"), soft_wrap=True)
+        if unreadable:
+            console.print(Text(f"{finding.folder / WARNINGS}: {unreadable} lines cannot be read"), soft_wrap=True)
     for note in status.notes:
         console.print(Text(note))

@@ -8,24 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unified.distribution import Divergence, asks_teacher, top_k
+from unified.distribution import Divergence, needs_teacher, top_k
 from unified.errors import UserError
 from unified.layout import Layout
 from unified.models import Artifact
-from unified.parts import Algorithm
-from unified.settings import Settings
 from unified.stage import StageContext, TrainSettings
 
 if TYPE_CHECKING:
     from unified.coefficient import Term
     from unified.run import Run, Table
-
-
-def needs_teacher(algorithm: Algorithm, settings: Settings) -> bool:
-    """Whether an algorithm compares the policy with a teacher: by its distribution, or on the sampled tokens."""
-    read = algorithm.names_read(settings) | algorithm.names_credited(settings)
-    pushes = "logits" in algorithm.aggregations(settings)
-    return "teacher_logp" in read or (pushes and asks_teacher(algorithm))
 
 
 def load_teacher(stage: StageContext, settings: TrainSettings, terms: Iterable[Term], student: Artifact) -> Any:

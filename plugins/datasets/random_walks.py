@@ -120,14 +120,10 @@ class Graph:
 @lru_cache(maxsize=16)
 def graph(settings: GraphSettings) -> Graph:
     """The graph that these settings define. UserError where no graph has the optimality that is asked for."""
-    draw = random.Random(settings.graph_seed)
+    draw = random.Random(settings.graph_seed).random
+    nodes, probability = range(settings.nodes), settings.edge_probability
     for _ in range(_TRIES):
-        edges = [
-            tuple(
-                there for there in range(settings.nodes) if there != here and draw.random() < settings.edge_probability
-            )
-            for here in range(settings.nodes)
-        ]
+        edges = [tuple([there for there in nodes if there != here and draw() < probability]) for here in nodes]
         edges[GOAL] = ()
         found = Graph(tuple(edges), _distances(edges), settings.max_steps)
         if len(found.distance) == settings.nodes and max(found.distance.values()) < settings.max_steps:

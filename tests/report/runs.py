@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+#: what a test calls the rows of each log
+LOGS = {"rows": "metrics.jsonl", "samples": "samples.jsonl", "warnings": "warnings.jsonl", "bins": "coefficients.jsonl"}
+
 
 def make_run(folder: Path, stages: Mapping[str, Mapping[str, Any]], *, name: str = "demo") -> Path:
-    """A run folder with these stages; of each `rows`, `samples`, `manifest` (None: not done), `given` (settings)."""
+    """A run folder with these stages; of each its logs by `LOGS`, `manifest` (None: not done), `given` (settings)."""
     folder.mkdir(parents=True, exist_ok=True)
     given = {stage: dict(about.get("given", {})) for stage, about in stages.items()}
     resolved = {"model": {"new": {"model_type": "llama"}}, "defaults": {"seed": 7}, "stages": given}
@@ -20,7 +23,8 @@ def make_run(folder: Path, stages: Mapping[str, Mapping[str, Any]], *, name: str
         place = folder / stage
         place.mkdir(exist_ok=True)
         (place / "fingerprint").write_text("f")
-        for file, rows in (("metrics.jsonl", what.get("rows")), ("samples.jsonl", what.get("samples"))):
+        for name, file in LOGS.items():
+            rows = what.get(name)
             if rows is not None:
                 (place / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
         if what.get("manifest") is not None:
@@ -60,5 +64,8 @@ def chain(folder: Path, *, name: str = "demo", steps: int = 40) -> Path:
         "given": {"algorithm": {"name": "walk", "kl_weight": 0.1}, "model": "stage:first", "data": "walks"},
         "manifest": {"inputs": {"stage:first": {"path": "x", "sha256": {}}}, "seconds": 9.0,
                      "summary": {"eval/reward": 0.9, "eval/kl": 2.0, "warnings": {"gradient_spike": 2}}},
+        "warnings": [{"stage": "second", "step": s, "kind": "gradient_spike", "message": "grad_norm is 60",
+                      "values": {"norm": 60.0}, "remedy": "If it stays, lower learning_rate"} for s in (7, 9)],
+        "bins": [{"step": s, "gc": [[14, s], [20, 10], [8, steps - s]]} for s in range(1, steps + 1)],
     }  # fmt: skip
     return make_run(folder, {"first": first, "second": second}, name=name)

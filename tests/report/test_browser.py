@@ -70,7 +70,7 @@ def charts(page: Page) -> dict[str, int]:
     script = """figures => Object.fromEntries(figures.map(f => [f.dataset.chart,
       [...f.querySelectorAll('path.curve')].reduce((n, p) => n + (p.getAttribute('d').match(/[ML]/g) || []).length, 0)
       + f.querySelectorAll('circle').length]))"""
-    return page.eval_on_selector_all("figure", script)
+    return page.eval_on_selector_all("figure[data-chart]", script)
 
 
 def broken_paths(page: Page) -> list[str]:
@@ -181,7 +181,25 @@ def test_values_under_the_pointer_samples_through_time_and_what_is_missing_are_s
     assert "kl_weight" in page.inner_text("#settings") or page.select_option("#settings-stage", "second")
     assert "algorithm.kl_weight" in page.inner_text("#settings table")
     assert "gradient_spike" in page.inner_text("#warnings")
+    assert "If it stays, lower learning_rate" in page.inner_text("#warnings")
     assert seen.trouble == []
+    page.close()
+
+
+def test_coefficients_lie_in_columns_of_bins_whose_shares_can_be_read(browser: Browser, tmp_path: Path) -> None:
+    seen = opened(browser, write_report([chain(tmp_path / "run", steps=40)]).as_uri())
+    page = seen.page
+    assert page.locator("figure[data-bins='gc']").count() == 1
+    # a column for each of 40 steps; in each the bins 14 and 20, and bin 8 in all but the last
+    assert page.locator("figure[data-bins='gc'] rect.bin").count() == 3 * 40 - 1
+    # step 1: 1, 10 and 39 of 50 tokens; bin 14 is zero, 20 is class 5: 10^-1 to 10^-0.5
+    titles = page.eval_on_selector_all("figure[data-bins='gc'] rect.bin title", "all => all.map(e => e.textContent)")
+    assert titles[:3] == [
+        "step 1: −0.316 to −0.1, 78.0 % of 50 tokens", "step 1: 0, 2.0 % of 50 tokens",
+        "step 1: 0.1 to 0.316, 20.0 % of 50 tokens",
+    ]  # fmt: skip
+    assert "No coefficients were counted in first." in page.inner_text("#coefficients")
+    assert (seen.trouble, broken_paths(page)) == ([], [])
     page.close()
 
 

@@ -16,6 +16,7 @@ from unified import UserError
 from unified.report.collect import page_data, run_of, written
 from unified.report.command import after_run, write_report
 from unified.report.page import SCRIPTS, embedded, page
+from unified.report.stage import Limits
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2028{{script}}<!--\ud800"
 LARGEST = 2_000_000
@@ -151,18 +152,32 @@ def test_a_stage_of_a_round_has_the_settings_of_its_block() -> None:
     assert written(about, "loop.2.tune") == {"batch_size": 8, "learning_rate": 0.5}
 
 
-def test_warnings_are_those_that_the_stage_counted_and_of_an_unfinished_one_those_its_metrics_show(
-    tmp_path: Path,
-) -> None:
-    collapsed = rows(5, of=["reward"], **{"completions/nats": 0.001})
-    done = {"rows": collapsed, "manifest": {"summary": {"warnings": {"entropy_collapse": 1, "gradient_spike": 2}}}}
-    quiet = {"rows": collapsed, "manifest": {"summary": {}}}
-    a, b, c = run_of(make_run(tmp_path / "run", {"a": done, "b": quiet, "c": {"rows": collapsed}}))["stages"]
-    # told once three batches in a row show it: at step 3
-    assert [(w[0], w[2], w[3]) for w in a["warnings"]] == [("entropy_collapse", 1, 3), ("gradient_spike", 2, None)]
+def test_warnings_are_those_of_the_log_by_kind_with_what_to_do(tmp_path: Path) -> None:
+    said = {"stage": "a", "kind": "repetition", "message": "answers repeat themselves", "remedy": "Punish"}
+    told = [said | {"step": 3}, said | {"step": 3, "kind": "no_spread"}, said | {"step": 9, "message": "more"}]
+    run = make_run(tmp_path / "run", {"a": {"rows": rows(9), "warnings": told}, "b": {"rows": rows(2)}})
+    with (run / "a" / "warnings.jsonl").open("a") as file:
+        file.write('[]\n{"half')  # the first is no warning; the second is being written
+    a, b = run_of(run)["stages"]
+    assert a["warnings"] == [
+        ["repetition", "answers repeat themselves", 2, 3, 9, "Punish"],
+        ["no_spread", "answers repeat themselves", 1, 3, 3, "Punish"],
+    ]
+    assert ["lines of warnings.jsonl that cannot be read", 1] in a["counts"]
     assert b["warnings"] == []
-    assert [(w[0], w[3]) for w in c["warnings"]] == [("entropy_collapse", 3)]
-    assert "0.001 nats per token" in c["warnings"][0][1]
+
+
+def test_histograms_of_coefficients_are_sums_of_neighbouring_rows_in_thousandths(tmp_path: Path) -> None:
+    bins = [{"step": s, "gc": [[14, 1], [20, 2]], "gc_value": [[15, s]]} for s in range(1, 5)]
+    bins[3]["gc"] = [[20, 4]]
+    run = make_run(tmp_path / "run", {"a": {"rows": rows(4), "bins": [*bins, {"step": 5, "gc_value": "no"}]}})
+    (stage,) = run_of(run, Limits(columns=2))["stages"]
+    gc, value = stage["coefficients"]
+    # two rows each: 2 of 6 and 4 of 6; then 1 of 7 and 6 of 7
+    shares = [[14, 333, 20, 667], [14, 143, 20, 857]]
+    assert gc == {"name": "gc", "first": [1, 3], "last": [2, 4], "numbers": [6, 7], "shares": shares}
+    assert (value["last"], value["numbers"]) == ([2, 4], [3, 7])
+    assert ["lines of coefficients.jsonl that cannot be read", 1] in stage["counts"]  # step 5
 
 
 def test_an_error_of_a_stage_is_shown_until_it_is_done(tmp_path: Path) -> None:

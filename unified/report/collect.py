@@ -7,6 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from unified.errors import UserError
+from unified.histogram import sides
 from unified.lock import holder
 from unified.manifest import stage_folder
 from unified.report.curves import metric_names, points_for
@@ -17,6 +18,8 @@ from unified.status import read_run
 
 #: characters of samples and of settings, of all stages of a page together
 SAMPLES, SETTINGS = 300_000, 200_000
+#: histograms of coefficients of one stage, and of all stages of a page together
+COLUMNS, ALL_COLUMNS = 60, 900
 
 
 def run_of(folder: Path, limits: Limits | None = None) -> dict[str, Any]:
@@ -64,7 +67,8 @@ def limits_for(folders: list[Path]) -> Limits:
     stages = [(f, n) for f in folders for n in stage_names(read_run(f), f)]
     series = sum(len(metric_names(read_metrics(stage_folder(f, n) / "metrics.jsonl").rows)) for f, n in stages)
     number = max(len(stages), 1)
-    return Limits(points_for(series + number), 40, SAMPLES // number, SETTINGS // number)
+    columns = max(6, min(COLUMNS, ALL_COLUMNS // number))
+    return Limits(points_for(series + number), 40, SAMPLES // number, SETTINGS // number, columns)
 
 
 def page_data(runs: list[dict[str, Any]], *, live: bool = False) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def page_data(runs: list[dict[str, Any]], *, live: bool = False) -> dict[str, An
     names = [run["name"] for run in runs]
     for run in runs:
         run["label"] = run["name"] if names.count(run["name"]) == 1 else f"{run['name']} ({run['folder']})"
-    return {"runs": runs, "live": live, "order": list(ORDER), "metrics": metrics_of(runs)}
+    return {"runs": runs, "live": live, "order": list(ORDER), "bins": sides(), "metrics": metrics_of(runs)}
 
 
 def metrics_of(runs: list[dict[str, Any]]) -> dict[str, list[str]]:

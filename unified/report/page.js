@@ -11,6 +11,7 @@ const PARTS = [
   ["stages", "Stages", overview],
   ["warnings", "Warnings", warnings],
   ["curves", "Curves", curveParts],
+  ["coefficients", "Coefficients", coefficientPart],
   ["frontier", "KL against reward", frontierPart],
   ["samples", "Samples", samples],
   ["lineage", "Lineage", lineage],

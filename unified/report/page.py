@@ -13,7 +13,7 @@ from typing import Any
 #: the beginning of every report, by which one is known
 MARK = "<!doctype html>\n<!-- unified report -->"
 #: scripts of the page, in order
-SCRIPTS = ("curve.js", "chart.js", "parts.js", "page.js")
+SCRIPTS = ("curve.js", "chart.js", "parts.js", "coefficients.js", "page.js")
 
 
 def page(data: dict[str, Any]) -> str:

@@ -41,13 +41,13 @@ function overview(data, state) {
 function warnings(data, state) {
   const told = [], counted = [], errors = [];
   for (const [run, stage, tint] of visible(data, state)) {
-    for (const [kind, message, times, first, last] of stage.warnings) told.push([stageCell(data, run, stage, tint), h("span", { class: "warning name" }, kind),
-      shown(times), first === null ? "–" : first === last ? shown(first) : `${shown(first)} … ${shown(last)}`, message]);
+    for (const [kind, message, times, first, last, remedy] of stage.warnings) told.push([stageCell(data, run, stage, tint), h("span", { class: "warning name" }, kind),
+      shown(times), first === last ? shown(first) : `${shown(first)} … ${shown(last)}`, message, remedy || "–"]);
     for (const [what, number] of stage.counts) counted.push([stageCell(data, run, stage, tint), what, number === null ? "" : shown(number)]);
     if (stage.error) errors.push(h("h3", {}, `How ${stage.name} failed`), h("pre", {}, stage.error));
   }
   return [errors,
-    told.length ? table(["stage", "kind", "times", "steps", "what was seen first"], told, ["", "", "number", "number", ""])
+    told.length ? table(["stage", "kind", "times", "steps", "what was seen first", "what to do"], told, ["", "", "number", "number", "", ""])
       : h("p", { class: "empty" }, "No warning was raised in these stages."),
     counted.length > 0 && [h("h3", {}, "Counted"), table(["stage", "what", "number"], counted, ["", "", "number"])]];
 }

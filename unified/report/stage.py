@@ -8,27 +8,31 @@ from pathlib import Path
 from typing import Any
 
 from unified.errors import cut_short
+from unified.histogram import COEFFICIENTS
 from unified.made import STAGE
 from unified.manifest import FINGERPRINT, MANIFEST, stage_folder
+from unified.report.coefficients import read_coefficients
 from unified.report.curves import POINTS, curves, frontier, metric_names
 from unified.report.names import missing
 from unified.report.read import is_number, number, read_metrics, read_object, read_samples, tail
-from unified.signs import Watch
+from unified.warned import WARNINGS, read_warnings
 
 #: files that make a stage look different when they change
-FILES = (MANIFEST, FINGERPRINT, "metrics.jsonl", "samples.jsonl", "error.log")
+FILES = (MANIFEST, FINGERPRINT, "metrics.jsonl", "samples.jsonl", WARNINGS, COEFFICIENTS, "error.log")
 #: characters of one setting, of one sample, and of an error's end
 SETTING, TEXT, ERROR = 300, 1500, 4000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a stage may take of the page: points of a curve, steps with samples, characters of samples and settings."""
+    """What a stage may take of the page: points of a curve, steps with samples, characters of samples and settings,
+    histograms of each coefficient."""
 
     points: int = POINTS
     sample_steps: int = 40
     sample_characters: int = 300_000
     setting_characters: int = 60_000
+    columns: int = 60
 
 
 def stage_of(run: Path, name: str, written: Mapping[str, Any], *, running: bool, limits: Limits) -> dict[str, Any]:
@@ -38,6 +42,10 @@ def stage_of(run: Path, name: str, written: Mapping[str, Any], *, running: bool,
     samples, counts = read_samples(
         folder / "samples.jsonl", steps=limits.sample_steps, characters=limits.sample_characters, longest=TEXT
     )
+    warnings, unread = warnings_of(folder)
+    coefficients, lost = read_coefficients(folder / COEFFICIENTS, columns=limits.columns)
+    unreadable = {"metrics": metrics.unreadable, "samples": counts["unreadable"], "warnings": unread}
+    unreadable["coefficients"] = lost
     settings = mapping(manifest.get("settings")) or dict(written)
     summary = mapping(manifest.get("summary"))
     state = _state(folder, manifest, running)
@@ -58,13 +66,14 @@ def stage_of(run: Path, name: str, written: Mapping[str, Any], *, running: bool,
         "given": [key for key, _ in _flat(written) if key in known],
         "facts": list(_facts(manifest)),
         "speed": _speed(metrics.rows),
-        "warnings": warnings_of(metrics.rows, summary, done=bool(manifest)),
-        "counts": list(_counts(summary, metrics.unreadable, metrics.replaced, counts["unreadable"])),
+        "warnings": warnings,
+        "counts": list(_counts(summary, metrics.replaced, unreadable)),
         "error": tail(folder / "error.log", ERROR) if state != "done" else "",
         "inputs": sorted(mapping(manifest.get("inputs")) or _references(settings)),
         "data": _data(settings),
         "model": bool(manifest.get("model")),
         "dataset": bool(manifest.get("dataset")),
+        "coefficients": coefficients,
         "curves": curves(metrics.rows, points=limits.points),
         "frontier": frontier(metrics.rows),
         "missing": missing(metric_names(metrics.rows)) if metrics.rows else [],
@@ -98,27 +107,10 @@ def algorithms(settings: Mapping[str, Any]) -> str:
     return " + ".join(_name(a) for a in found if a)
 
 
-def warnings_of(rows: list[dict[str, Any]], summary: Mapping[str, Any], *, done: bool) -> list[list[Any]]:
-    """[[kind, message, times, first step, last step], ...]: read again from the metrics, as the run did.
-
-    Of a stage that is done only kinds that it counted itself, with its counts; where the text of one cannot be found
-    again, its steps are None.
-    """
-    watch, found = Watch(), dict[str, list[Any]]()
-    for row in rows:
-        try:
-            signs = watch.look({k: float(v) for k, v in row.items() if is_number(v)})
-        except (ArithmeticError, LookupError):  # the file was written by something else
-            break
-        for sign in signs:
-            one = found.setdefault(sign.kind, [sign.kind, sign.message, 0, row["step"], row["step"]])
-            one[2], one[4] = one[2] + 1, row["step"]
-    if not done:
-        return list(found.values())
-    told = {k: int(v) for k, v in mapping(summary.get("warnings")).items() if is_number(v)}
-    for kind, times in told.items():
-        found.setdefault(kind, [kind, "its text stands where the run printed it", times, None, None])[2] = times
-    return [found[kind] for kind in told]
+def warnings_of(folder: Path) -> tuple[list[list[Any]], int]:
+    """[[kind, what was seen first, times, first step, last step, what to do], ...], and lines that cannot be read."""
+    told, unreadable = read_warnings(folder)
+    return [[t.kind, t.message, t.times, t.first, t.last, t.remedy] for t in told], unreadable
 
 
 def flattened(settings: Mapping[str, Any], characters: int) -> tuple[list[list[str]], int]:
@@ -178,19 +170,18 @@ def _speed(rows: list[dict[str, Any]]) -> dict[str, float | int] | None:
     return out
 
 
-def _counts(summary: Mapping[str, Any], unreadable: int, replaced: int, samples: int) -> Iterator[list[Any]]:
+def _counts(summary: Mapping[str, Any], replaced: int, unreadable: Mapping[str, int]) -> Iterator[list[Any]]:
     """Rows that were left out, and lines of the logs that could not be read: [what, number]."""
     for key, value in mapping(summary.get("dropped_rows")).items():
         if value and key not in ("rows", "kept", "held_out_rows", "held_out_kept"):
             yield [f"{str(key).replace('_', ' ')}", value]
     for place in list(summary.get("dropped_places") or [])[:20]:
         yield [cut_short(str(place), SETTING), None]
-    if unreadable:
-        yield ["lines of metrics.jsonl that cannot be read", unreadable]
+    for name, lines in unreadable.items():
+        if lines:
+            yield [f"lines of {name}.jsonl that cannot be read", lines]
     if replaced:
         yield ["rows of metrics.jsonl whose steps were done again", replaced]
-    if samples:
-        yield ["lines of samples.jsonl that cannot be read", samples]
 
 
 def _references(value: Any) -> set[str]:
