@@ -24,17 +24,17 @@ VERBS = {
     ("unified.step", "tabulate"): "tabulate",
     ("unified.step", "score"): "score",
     ("unified.step", "credit"): "credit",
-    ("unified.train", "count"): "count",
+    ("unified.loop", "count"): "count",
     ("unified.step", "look_ahead"): "look ahead",
     ("unified.step", "forward"): "lay out",
-    ("unified.run", "forward"): "lay out",
+    ("unified.running", "forward"): "lay out",
     ("unified.roles", "Roles.forward"): "forward",
     ("unified.step", "learn"): "learn",
     ("unified.step", "weigh"): "weigh",
     ("accelerate", "Accelerator.backward"): "backward",
     ("unified.step", "update"): "update",
-    ("unified.train", "Loop.control"): "control",
-    ("unified.train", "Loop.report"): "report",
+    ("unified.loop", "Loop.control"): "control",
+    ("unified.loop", "Loop.report"): "report",
 }
 #: model and optimiser; everything else is overhead of the engine
 MODEL = ("generate", "forward", "backward", "update")
@@ -75,11 +75,11 @@ def settings_of(case: Case, folder: Path, *, bf16: bool, **more: Any) -> dict[st
 def start(case: Case, folder: Path, models: Path, written: Mapping[str, Any]) -> Any:
     """The engine's loop over collected batches, set up as a stage of a run would."""
     from unified.interrupt import StopRequest
+    from unified.loop import Loop
     from unified.models import artifact_at
     from unified.set_up import set_up
     from unified.settings import parse
     from unified.stage import StageContext, TrainSettings
-    from unified.train import Loop
 
     settings, problems = parse(TrainSettings, written, owner="the stage")
     if problems:
@@ -130,7 +130,7 @@ def run(serve: Serve, case: Case, asked: Mapping[str, Any]) -> None:
 
 def _count(into: list[int], *, sampled: bool) -> None:
     """Take down the tokens of every table: of prompts and answers, or of sampled answers alone."""
-    engine: Any = importlib.import_module("unified.train")
+    engine: Any = importlib.import_module("unified.loop")
     original = engine.prepare
 
     def prepare(*args: Any, **kwargs: Any) -> Any:

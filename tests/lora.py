@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.tools import train_settings
-from unified.run import Run
+from unified.running import Run
 from unified.stage import AdapterSettings, TrainSettings
 
 ADAPTER: dict[str, Any] = {"r": 4, "lora_alpha": 8}

@@ -1,4 +1,4 @@
-"""unified.api: what the command line does, with Python values, and with models and rows that are in memory."""
+"""What the command line does, from Python: with Python values, and with models and rows that are in memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import unified
 from tests.tools import tiny_policy
-from unified import UserError, api, examine
+from unified import UserError, examine
+from unified.api import Made
 
 ROWS = [{"prompt": "ab", "completion": "c"}, {"prompt": "b", "completion": "aa"}, {"prompt": "a", "completion": "b"}]
 PAIRS = [{"prompt": "ab", "chosen": "c", "rejected": "d"}, {"prompt": "b", "chosen": "aa", "rejected": "c"}]
@@ -23,7 +25,7 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
 def test_a_model_in_memory_is_trained_on_rows_in_memory_and_left_as_it_is(tmp_path: Path) -> None:
     policy = tiny_policy()
     before = flat(policy.module).clone()
-    made = api.train(
+    made = unified.train(
         "sft", model=policy.module, tokenizer=policy.tokenizer(), data=ROWS * 4, output=tmp_path / "run",
         max_steps=3, learning_rate=1e-2, batch_size=4,
     )  # fmt: skip
@@ -39,10 +41,10 @@ def test_a_model_in_memory_is_trained_on_rows_in_memory_and_left_as_it_is(tmp_pa
 
 def test_what_was_trained_can_be_handed_on_and_the_second_stage_starts_from_it(tmp_path: Path) -> None:
     policy = tiny_policy()
-    first = api.train(
+    first = unified.train(
         "sft", model=policy.module, tokenizer=policy.tokenizer(), data=ROWS * 4, output=tmp_path / "a", max_steps=1
     )
-    second = api.train("dpo", model=first, data=PAIRS * 4, output=tmp_path / "b", max_steps=1, beta=0.3)
+    second = unified.train("dpo", model=first, data=PAIRS * 4, output=tmp_path / "b", max_steps=1, beta=0.3)
     # policy and reference are the same at the first step: −log σ(0) = ln 2, whatever β
     assert second.metrics()[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
@@ -50,14 +52,14 @@ def test_what_was_trained_can_be_handed_on_and_the_second_stage_starts_from_it(t
 def test_the_same_again_is_read_and_not_trained(tmp_path: Path) -> None:
     policy = tiny_policy()
     once, again, other = (
-        api.train(
+        unified.train(
             "sft", model=policy.module, tokenizer=policy.tokenizer(), data=rows, output=tmp_path / "run", max_steps=1
         )
         for rows in (ROWS * 4, ROWS * 4, ROWS * 5)
     )
     assert once.summary == again.summary
     stamp = (tmp_path / "run" / "sft" / "manifest.json").read_text()
-    api.train(
+    unified.train(
         "sft", model=policy.module, tokenizer=policy.tokenizer(), data=ROWS * 5, output=tmp_path / "run", max_steps=1
     )
     assert (tmp_path / "run" / "sft" / "manifest.json").read_text() == stamp
@@ -81,7 +83,7 @@ def test_a_mistake_is_a_user_error_before_anything_is_trained(
     policy = tiny_policy()
     given = {"model": policy.module, "tokenizer": policy.tokenizer(), "data": ROWS, "max_steps": 1, **changes}
     with pytest.raises(UserError, match=said):
-        api.train("sft", output=tmp_path / "run", **given)  # type: ignore[arg-type]
+        unified.train("sft", output=tmp_path / "run", **given)  # type: ignore[arg-type]
     assert not (tmp_path / "run" / "sft").exists()
 
 
@@ -99,8 +101,8 @@ def test_a_recipe_as_a_mapping_runs_like_the_same_file(tmp_path: Path, monkeypat
     (tmp_path / "small.yaml").write_text(text)
     import yaml
 
-    as_file = api.run("small.yaml", sets=["stages.first.max_steps=1"])
-    as_mapping = api.run(yaml.safe_load(text), sets=["stages.first.max_steps=1"], output=tmp_path / "other")
+    as_file = unified.run("small.yaml", sets=["stages.first.max_steps=1"])
+    as_mapping = unified.run(yaml.safe_load(text), sets=["stages.first.max_steps=1"], output=tmp_path / "other")
     assert as_file["first"].folder == Path("runs/small/first")
     assert as_mapping["first"].folder == tmp_path / "other" / "first"
     assert torch.equal(flat(as_file["first"].load()), flat(as_mapping["first"].load()))
@@ -109,19 +111,19 @@ def test_a_recipe_as_a_mapping_runs_like_the_same_file(tmp_path: Path, monkeypat
 
 def test_coefficients_are_those_of_the_command_with_settings_as_keywords() -> None:
     batch = {"logp": [[-1.0], [-2.0]], "ref_logp": [[-1.5], [-1.5]], "group": [0, 0], "reward": [1, 0]}
-    seen = api.coefficients("dpo", batch, beta=1)
+    seen = unified.coefficients("dpo", batch, beta=1)
     # the log-ratios are 0.5 and −0.5, the margin 1: GC = ±σ(−1)
     wanted = 1 / (1 + math.e)
     assert seen.coefficient["logp"].flatten().tolist() == pytest.approx([wanted, -wanted])
     assert torch.equal(seen.coefficient["logp"], examine("dpo", batch, ["beta=1"]).coefficient["logp"])
     with pytest.raises(UserError, match="beta"):
-        api.coefficients("dpo", batch, bta=1)
+        unified.coefficients("dpo", batch, bta=1)
 
 
 def test_a_stage_without_a_model_says_so_when_it_is_loaded(tmp_path: Path) -> None:
-    made = api.Made(tmp_path, None, {})
+    made = Made(tmp_path, None, {})
     assert made.metrics() == []
     with pytest.raises(UserError, match="makes no model"):
         made.load()
     with pytest.raises(UserError, match="makes no model"):
-        api.train("sft", model=made, data=ROWS, output=tmp_path / "run")
+        unified.train("sft", model=made, data=ROWS, output=tmp_path / "run")

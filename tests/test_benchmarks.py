@@ -304,7 +304,7 @@ def own_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine's functions are put back after a test that times them."""
     from benchmarks.ours import VERBS
 
-    for module, name in [*VERBS, ("unified.train", "prepare")]:
+    for module, name in [*VERBS, ("unified.loop", "prepare")]:
         owner: Any = importlib.import_module(module)
         *outer, last = name.split(".")
         for part in outer:

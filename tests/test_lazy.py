@@ -14,10 +14,10 @@ from tests.tools import letter_tokenizer, stage, tiny_policy, train_settings
 from unified import Example, UserError
 from unified.lazy import LazyRows
 from unified.left_out import Counts, told
+from unified.loop import train
 from unified.render import Renderer, render_rows
-from unified.run import Run
+from unified.running import Run
 from unified.set_up import set_up
-from unified.train import train
 
 
 class Stay(list[Example]):

@@ -20,7 +20,7 @@ from unified.stage import ModelSettings, TrainSettings
 HEAVY = (
     "accelerate", "bitsandbytes", "datasets", "peft", "transformers.generation", "transformers.modeling_utils",
     "transformers.models.auto.configuration_auto", "transformers.optimization", "torch._dynamo", "unified.attention",
-    "unified.models", "unified.train",
+    "unified.models", "unified.loop",
 )  # fmt: skip
 RECIPE = """
 name: light

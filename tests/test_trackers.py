@@ -14,9 +14,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tests.strangers import Plugin
 from tests.tools import stage, tiny_policy, train_settings
 from unified import training
+from unified.loop import train_stage
 from unified.registry import Catalogue, using
 from unified.trackers import TRACKERS, sent_settings, tracked_name, tracker_problems
-from unified.train import train_stage
 
 
 @pytest.fixture(autouse=True)

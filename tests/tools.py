@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from unified import Answer, PromptGroup
 from unified.models import Artifact, scalar_head
-from unified.run import Run, Table, tabulate
+from unified.running import Run, Table, tabulate
 from unified.settings import parse
 from unified.stage import StageContext, TrainSettings
 from unified.step import accumulate, count, credit, score

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from unified import api as api
     from unified import testing as testing
     from unified import training as training
+    from unified.api import coefficients as coefficients
+    from unified.api import run as run
+    from unified.api import train as train
     from unified.attention import packed_masks as packed_masks
     from unified.batch import Batch as Batch
     from unified.batch import Pairs as Pairs
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "coefficients": "api", "run": "api", "train": "api",
     "packed_masks": "attention", "Bench": "bench", "Batch": "batch", "Pairs": "batch", "pairs": "batch",
     "check_recipe": "check", "examine": "coefficient_tool", "load_recipe": "recipe", "run_recipe": "runner",
     "Answer": "data", "Example": "data", "PromptGroup": "data", "Sampling": "data", "TokenRow": "data",

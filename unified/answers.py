@@ -14,7 +14,7 @@ from unified.pushed_weights import policy_sampler, push_weights, sampler_with, t
 from unified.stream import Sampler, Stream, pushes, seed_of
 
 if TYPE_CHECKING:
-    from unified.run import Run
+    from unified.running import Run
 
 
 def answered(run: Run, stream: Stream, n: int) -> list[PromptGroup]:

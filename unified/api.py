@@ -1,7 +1,6 @@
 """For notebooks and programs: train, run a recipe, look at coefficients, with Python values for settings.
 
-    from unified import api
-    made = api.train(ALGORITHM, model="folder", data=[{"prompt": ..., "completion": ...}], learning_rate=1e-5)
+    made = unified.train(ALGORITHM, model="folder", data=[{"prompt": ..., "completion": ...}], learning_rate=1e-5)
     made.summary, made.metrics(), made.load()
 
 Everything goes the way of the command line: the same checks, run folders, manifests and lineage. Imports no torch

@@ -22,7 +22,7 @@ from unified.pushed_weights import policy_sampler
 from unified.registry import call_named
 from unified.render import render_rows
 from unified.roles import Roles
-from unified.run import Run, heads_without_gradient, tabulate
+from unified.running import Run, heads_without_gradient, tabulate
 from unified.set_up import choose_layout, make_renderer
 from unified.settings import Chosen
 from unified.stage import StageContext, TrainSettings

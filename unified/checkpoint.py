@@ -32,7 +32,7 @@ from unified.errors import UserError
 from unified.manifest import sha256
 from unified.packing import Written, read_packed, size_of, write_bytes, write_packed
 from unified.pieces import Stored, write_pieces
-from unified.run import Best, Run
+from unified.running import Best, Run
 from unified.wrapping import Piece
 
 FOLDER, DRAFT, INDEX = "checkpoint", "draft", "index.json"

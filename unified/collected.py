@@ -12,7 +12,7 @@ from torch import Tensor
 from unified.batch import Batch
 from unified.data import Answer, PromptGroup
 from unified.layout import Row
-from unified.run import Collected, Run, Table
+from unified.running import Collected, Run, Table
 
 
 def collected_state(now: Collected) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from unified.data import Sampling
 from unified.guard import settle
 from unified.pushed_weights import policy_sampler, push_weights
-from unified.run import Run, forward, heads_without_gradient, tabulate
+from unified.running import Run, forward, heads_without_gradient, tabulate
 from unified.step import count, credit, look_ahead, score, weigh
 from unified.stream import NoSampler, Stream
 

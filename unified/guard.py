@@ -19,7 +19,7 @@ from unified.errors import PluginError, UserError
 from unified.warned import parted, write_warning
 
 if TYPE_CHECKING:
-    from unified.run import Run, Table
+    from unified.running import Run, Table
 
 #: in front of the metrics that count what was found, by quantity
 COUNTED = "nonfinite/"

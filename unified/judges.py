@@ -16,7 +16,7 @@ from unified.stream import Sampler, Stream, in_process
 from unified.training import SELF, part_uses
 
 if TYPE_CHECKING:
-    from unified.run import Run
+    from unified.running import Run
     from unified.stage import StageContext
 
 #: (reference, kind) of a model that judges -> its role, and the tokenizer of one that answers
@@ -44,7 +44,7 @@ class Judge:
 
         With an empty prompt the first token is context: it reads 0, and an answer of this token alone gives [].
         """
-        from unified.run import heads_without_gradient, tabulate
+        from unified.running import heads_without_gradient, tabulate
 
         whole = [replace(g, answers=[replace(a, loss_mask=None, reward=None) for a in g.answers]) for g in groups]
         table = tabulate(self.run, Stream(self.run.stage.name, whole, None, None, [], 0), whole)

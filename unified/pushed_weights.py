@@ -27,11 +27,11 @@ from unified.lora import fold, taken_off, write_adapter
 from unified.manifest import sha256
 from unified.models import save_model
 from unified.registry import call_named
-from unified.run import heads_without_gradient, tabulate
+from unified.running import heads_without_gradient, tabulate
 from unified.stream import Sampler, Stream, engine_or_default, pushes
 
 if TYPE_CHECKING:
-    from unified.run import Run
+    from unified.running import Run
 
 T = TypeVar("T")
 FOLDER = "weights"

@@ -13,7 +13,7 @@ from unified.blame import named
 from unified.coefficient import named_loss, push
 from unified.guard import Finding, NotFiniteError, looks_finite, note_error
 from unified.histogram import bin_name, counted
-from unified.run import Run
+from unified.running import Run
 
 if TYPE_CHECKING:
     from unified.step import Work

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unified.lora import own_weights
 from unified.memo import Memo, weights_digest
-from unified.run import Run, Table, heads_without_gradient
+from unified.running import Run, Table, heads_without_gradient
 
 
 def fixed_reference(run: Run, table: Table) -> Tensor:

@@ -10,7 +10,7 @@ from unified.dealt import places
 from unified.disk import space_for
 
 if TYPE_CHECKING:
-    from unified.run import Run
+    from unified.running import Run
 
 
 def write_samples(run: Run, groups: list[PromptGroup]) -> None:

@@ -30,7 +30,7 @@ from unified.processes import Processes
 from unified.registry import call_named
 from unified.render import Renderer, render_rows
 from unified.roles import Roles, packing_is_exact, sharing_is_exact
-from unified.run import Run
+from unified.running import Run
 from unified.settings import Chosen
 from unified.shells import shell_of
 from unified.stage import StageContext, TermSettings, TrainSettings

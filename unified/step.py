@@ -27,7 +27,7 @@ from unified.layout import cut
 from unified.parts import HEADS, SCORED, STATISTICS
 from unified.pushing import log_term, pushed, step_statistics
 from unified.reference import fixed_reference
-from unified.run import Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
+from unified.running import Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
 from unified.stream import NoSampler, Stream, seed_all
 from unified.teacher import score_teacher
 from unified.update import update

@@ -16,7 +16,7 @@ from unified.stage import StageContext, TrainSettings
 
 if TYPE_CHECKING:
     from unified.coefficient import Term
-    from unified.run import Run, Table
+    from unified.running import Run, Table
 
 
 def load_teacher(stage: StageContext, settings: TrainSettings, terms: Iterable[Term], student: Artifact) -> Any:
@@ -60,7 +60,7 @@ def most_stored(terms: Iterable[Term]) -> int:
 @torch.no_grad()
 def score_teacher(run: Run, table: Table) -> None:
     """Store the teacher's likeliest tokens of rows that are learned from; of fixed rows once, and keep them."""
-    from unified.run import heads_without_gradient
+    from unified.running import heads_without_gradient
 
     if not most_stored(table.stream.terms):
         return

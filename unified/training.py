@@ -27,7 +27,7 @@ SELF = "self"
 
 def train_stage(stage: StageContext, settings: TrainSettings) -> StageResult:
     """Train as the settings say; loads torch and the engine."""
-    from unified.train import train_stage as run
+    from unified.loop import train_stage as run
 
     return run(stage, settings)
 

@@ -7,7 +7,7 @@ import math
 import torch
 
 from unified.guard import Finding, settle, warn
-from unified.run import Run
+from unified.running import Run
 
 
 def update(run: Run) -> bool:

@@ -26,7 +26,7 @@ from tests.tools import (
 )
 from unified import PromptGroup, UserError
 from unified.models import Artifact
-from unified.run import Run
+from unified.running import Run
 from unified.set_up import set_up
 from unified.step import accumulate, count
 from unified.training import check

@@ -15,7 +15,7 @@ from tests.algorithms.batches import known, loss, mean_metrics, pushed, random_f
 from tests.tools import stage, tiny_policy, train_settings
 from unified import Answer, Batch, PromptGroup, call_named, catalogue
 from unified.coefficient import Term
-from unified.train import train
+from unified.loop import train
 
 Z = torch.zeros
 

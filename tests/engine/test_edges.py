@@ -20,7 +20,7 @@ from tests.tools import (
 )
 from unified import Answer, PromptGroup, UserError
 from unified.judges import Judge
-from unified.run import Run, tabulate
+from unified.running import Run, tabulate
 from unified.set_up import set_up
 from unified.step import count, optimise
 

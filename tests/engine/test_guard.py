@@ -14,10 +14,10 @@ from tests.strangers import Plugin
 from tests.tools import gradient, random_groups, stage, table_of, tiny_policy, train_settings
 from unified import Answer, Batch, Catalogue, PromptGroup, Reward, UserError, hookimpl, using
 from unified.guard import Finding, Guard, batch_done, check_table, first_not_finite, looks_finite, settle
-from unified.run import Run, tabulate
+from unified.loop import train
+from unified.running import Run, tabulate
 from unified.set_up import set_up
 from unified.step import accumulate, count, credit, optimise, score
-from unified.train import train
 
 NAN, INF = float("nan"), float("inf")
 ONLINE = {"algorithm": "clipped", "data": "letters", "reward": "vowels", "source": {"group_size": 3}, "batch_size": 4}

@@ -24,11 +24,11 @@ from tests.tools import (
     train_settings,
 )
 from unified import UserError, training
+from unified.loop import train, train_stage
 from unified.lora import attach, carries_adapter, own_weights, taken_off, without_adapter
 from unified.models import Artifact
-from unified.run import heads_without_gradient
+from unified.running import heads_without_gradient
 from unified.set_up import set_up
-from unified.train import train, train_stage
 
 LOGP = frozenset({"logp"})
 

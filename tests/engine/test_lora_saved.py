@@ -18,8 +18,8 @@ from tests.tools import (
     tiny_policy,
     train_settings,
 )
+from unified.loop import train, train_stage
 from unified.models import artifact_at, save_model
-from unified.train import train, train_stage
 
 
 class StoppedError(Exception):

@@ -13,10 +13,10 @@ import torch
 from tests.lora import ADAPTER, imitate, matrices, moved, prefer, rows_of
 from tests.tools import letter_tokenizer, random_groups, relative, stage, step_gradient, tiny_policy, train_settings
 from unified import UserError, training
+from unified.loop import train, train_stage
 from unified.lora import quantise
 from unified.models import Artifact, artifact_at, new_policy, save_model
 from unified.set_up import set_up
-from unified.train import train, train_stage
 
 SMALL: dict[str, Any] = {**ADAPTER, "quantization": "4bit"}
 IDS = torch.tensor([[3, 9, 27, 4, 12]])

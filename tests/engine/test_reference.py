@@ -14,7 +14,7 @@ import unified.reference
 from tests.tools import gradient, random_groups, stage, table_of, tiny_policy, train_settings
 from unified.batch import Batch
 from unified.memo import Memo, weights_digest
-from unified.run import Run
+from unified.running import Run
 from unified.set_up import set_up
 
 PAIRS = {"algorithm": "prefer", "data": "letters"}

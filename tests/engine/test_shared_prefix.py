@@ -252,7 +252,7 @@ def test_sharing_pays_where_it_saves_more_than_its_calls_cost_and_a_twentieth_of
 
 @pytest.mark.parametrize(("prompt", "laid"), [(20, "prefix-shared"), (1, "packed")])
 def test_auto_shares_prompts_of_a_batch_where_that_pays(tmp_path: Path, prompt: int, laid: str) -> None:
-    from unified.run import tabulate
+    from unified.running import tabulate
 
     run = set_up(stage(tmp_path, {"base": tiny_policy()}), train_settings(algorithm="imitate", data="letters"))
     groups = [PromptGroup([5] * prompt, [Answer([6 + k] * 9) for k in range(3)])]

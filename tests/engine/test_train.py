@@ -25,11 +25,11 @@ from tests.tools import (
 )
 from unified import PromptGroup, UserError
 from unified.checkpoint import steps_in
+from unified.loop import train, train_stage
 from unified.models import Artifact, artifact_at
-from unified.run import Run
+from unified.running import Run
 from unified.set_up import plan_steps, set_up
 from unified.stage import StageContext
-from unified.train import train, train_stage
 
 SAMPLED = {"algorithm": "clipped", "data": "letters", "reward": "vowels", "source": {"group_size": 3}, "batch_size": 4}
 
@@ -247,7 +247,7 @@ def test_in_bfloat16_the_gradient_points_where_float32_points(tmp_path: Path) ->
         stage(tmp_path, {"base": tiny_policy()}), train_settings(algorithm="prefer", data="letters", bf16=True)
     )
     table = table_of(run, groups)
-    from unified.run import heads_without_gradient
+    from unified.running import heads_without_gradient
 
     now = heads_without_gradient(run, table, list(range(len(table.rows))), {"policy": frozenset({"logp"})})["policy"][
         "logp"

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-import unified.train
+import unified.loop
 from tests.engines.peer import Peer
 from tests.tools import stage, train_settings
 from unified import LostEngine, UserError, catalogue, check_recipe, load_recipe, save_model
 from unified.checkpoint import steps_in
+from unified.loop import train, train_stage
 from unified.models import Artifact, base_artifact
 from unified.settings import parse
 from unified.stage import ModelSettings
-from unified.train import train, train_stage
 
 MODEL = {
     "new": {
@@ -125,7 +125,7 @@ def test_the_next_batch_is_sampled_while_the_model_learns(
     start: Starts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer, while_learning = start(), []
-    real = unified.train.optimise
+    real = unified.loop.optimise
 
     def optimise(run: Any, works: Any) -> None:
         (batch,) = run.rollouts.queue or [None]
@@ -134,7 +134,7 @@ def test_the_next_batch_is_sampled_while_the_model_learns(
             while_learning.append(len(batch.result()))
         real(run, works)
 
-    monkeypatch.setattr(unified.train, "optimise", optimise)
+    monkeypatch.setattr(unified.loop, "optimise", optimise)
     train(context_of(tmp_path / "run"), settings_of(peer, max_staleness=1))
     assert while_learning == [2] * 5  # in each of the six steps but the last, the two prompts of the next
 

@@ -10,7 +10,7 @@ import torch
 from tests.engines.tiny import PROMPTS, flat, logits_of, sample, tiny
 from tests.tools import stage, tiny_policy, train_settings
 from unified.lora import attach, taken_off, without_adapter
-from unified.run import heads_without_gradient, tabulate
+from unified.running import heads_without_gradient, tabulate
 from unified.set_up import set_up
 from unified.stage import AdapterSettings
 from unified.step import collected

@@ -24,10 +24,10 @@ from tests.engines.test_elsewhere import context_of, rows_of
 from tests.engines.test_servers import PROBE, sample, settings_of, weights_on, worst
 from tests.tools import stage, train_settings
 from unified import Artifact, LostEngine, save_model
+from unified.loop import train
 from unified.models import base_artifact
 from unified.settings import parse
 from unified.stage import ModelSettings
-from unified.train import train
 
 pytestmark = pytest.mark.slow
 #: heads of 32: the server's attention on a CPU has no smaller ones

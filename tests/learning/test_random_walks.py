@@ -13,9 +13,9 @@ import pytest
 
 from tests.tools import stage, train_settings
 from unified import Reward, hookimpl
+from unified.loop import train_stage
 from unified.models import Artifact, artifact_at, new_policy
 from unified.registry import Catalogue, call_named, catalogue, using
-from unified.train import train_stage
 
 pytestmark = pytest.mark.slow
 WITH_CRITIC = {"ppo", "vapo"}

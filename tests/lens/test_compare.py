@@ -18,7 +18,7 @@ from unified.lens.example import example_rows, tiny_model
 from unified.lens.pack import page_data
 from unified.lens.page import page
 from unified.lens.picture import Picture, alike, by_token
-from unified.run import Run, forward, tabulate
+from unified.running import Run, forward, tabulate
 from unified.set_up import set_up
 from unified.settings import choose
 from unified.step import accumulate, count, credit, score

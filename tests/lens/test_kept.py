@@ -16,8 +16,8 @@ from unified.lens.command import Wish, find
 from unified.lens.pack import page_data
 from unified.lens.page import page
 from unified.lens.read import LENS, pictures_of_run, read_pictures
-from unified.run import Run
-from unified.train import train
+from unified.loop import train
+from unified.running import Run
 
 ONLINE = {
     "algorithm": {"name": "grpo", "kl_weight": 0.01}, "data": {"name": "random_walks", "view": "prompts"},

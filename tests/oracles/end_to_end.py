@@ -19,7 +19,7 @@ from tests.oracles.cases import FOLDER, Case, Config, DiffersError, Inputs, NotM
 from tests.tools import letter_tokenizer, stage, train_settings
 from unified import Answer, PromptGroup
 from unified.models import Artifact, artifact_at
-from unified.run import Run, Table, tabulate
+from unified.running import Run, Table, tabulate
 from unified.set_up import set_up
 from unified.step import accumulate, count, credit, score
 

@@ -23,9 +23,9 @@ import unified.step
 from tests.gradients import leave
 from tests.tools import gradient, stage, tiny_policy, tiny_scalar, train_settings
 from unified.interrupt import StopSignal
+from unified.loop import train
 from unified.models import Artifact
-from unified.run import Run
-from unified.train import train
+from unified.running import Run
 
 PAIRS = {"name": "random_walks", "view": "pairs", "rows": 11, "held_out_rows": 5}
 PROMPTS = {"name": "random_walks", "view": "prompts"}

@@ -25,8 +25,8 @@ from tests.gradients import leave
 from tests.processes.cases import CASES, CUT, CUT_AFTER, CUT_OFF, artifacts
 from tests.tools import stage, train_settings
 from unified.interrupt import StopSignal
-from unified.run import Run
-from unified.train import train_stage
+from unified.loop import train_stage
+from unified.running import Run
 
 #: policy, scorer, policy with reference, policy and critic with sampling, streams of unequal length, the best restored
 SHARDED: dict[str, dict[str, Any]] = {

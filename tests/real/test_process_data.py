@@ -12,9 +12,9 @@ import torch
 
 from tests.tools import SHARED, stage, train_settings
 from unified.data import PromptGroup
+from unified.loop import train
 from unified.models import Artifact, artifact_at, new_policy
 from unified.settings import choose
-from unified.train import train
 
 pytestmark = [
     pytest.mark.slow,

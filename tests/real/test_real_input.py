@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.tools import SHARED, stage, train_settings
+from unified.loop import train_stage
 from unified.models import artifact_at
-from unified.train import train_stage
 
 MODELS = {"story-260k": "tinyllamas-stories260k", "story-656k": "tinystories-656k"}
 pytestmark = [

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.tools import SHARED, stage, train_settings
+from unified.loop import train, train_stage
 from unified.models import Artifact, artifact_at
-from unified.train import train, train_stage
 
 MODEL = SHARED / "models" / "tinyllamas-stories260k"
 ADAPTER = {"r": 8, "lora_alpha": 16}

@@ -85,7 +85,7 @@ def try_steps(number: int, folder: Path, keep: Path | None = None, *, start: int
 
 def _learned(algorithm: Any, folder: Path, layout: str, shared: bool) -> str:
     from tests.tools import stage, tiny_policy, train_settings
-    from unified.train import train_stage
+    from unified.loop import train_stage
 
     (folder).mkdir(parents=True, exist_ok=True)
     row = {"prompt": "ab", "chosen": "c", "rejected": "d"}

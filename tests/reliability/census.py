@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from unified.run import Run
+from unified.running import Run
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), Path, torch.dtype, torch.device, torch.Size)
 #: what never changes, or is not the run's

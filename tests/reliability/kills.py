@@ -79,12 +79,12 @@ TIMES = {
 PLACES: dict[str, tuple[tuple[str, str], ...]] = {
     "in generation": (("unified_plugins.engines._decode", "Decoder._step"),),
     "in the reward": (("unified.step", "judge"),),
-    "in scoring": (("unified.run", "forward"),),
+    "in scoring": (("unified.running", "forward"),),
     "between micro-batches": (("unified.step", "learn"),),
-    "between optimiser steps": (("unified.step", "update"), ("unified.train", "split")),
-    "between collected batches": (("unified.train", "prepare"),),
+    "between optimiser steps": (("unified.step", "update"), ("unified.loop", "split")),
+    "between collected batches": (("unified.loop", "prepare"),),
     "in evaluation": (("unified.evaluate", "measure_answers"),),
-    "writing metrics or samples": (("unified.train", "write_metrics"), ("unified.train", "write_samples")),
+    "writing metrics or samples": (("unified.loop", "write_metrics"), ("unified.loop", "write_samples")),
     "writing a checkpoint": (("unified.packing", "write_bytes"), ("unified.checkpoint", "write_bytes")),
     "putting a checkpoint in its place": (
         ("unified.checkpoint", "_put_in_place"),
@@ -92,7 +92,7 @@ PLACES: dict[str, tuple[tuple[str, str], ...]] = {
         ("unified.checkpoint", "_drop"),
         ("unified.checkpoint", "sync"),
     ),
-    "writing a model": (("unified.train", "save_model"), ("unified.disk", "sync_tree")),
+    "writing a model": (("unified.loop", "save_model"), ("unified.disk", "sync_tree")),
     "between stages": (
         ("unified.runner", "_finish"),
         ("unified.runner", "outputs_of"),
@@ -347,7 +347,7 @@ def left_alone(folder: Path, *, forks_only: bool) -> tuple[Counter[tuple[str, st
     """The run without a kill: calls of every function, and how long it takes. Imports what it needs, for the forks."""
     import torch
 
-    import unified.train  # noqa: F401
+    import unified.loop  # noqa: F401
     from unified.registry import catalogue
 
     torch.set_num_threads(1)

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-import unified.train
+import unified.loop
 from tests.reliability.census import census, changed
 from tests.tools import stage, train_settings
 from unified import checkpoint
 from unified.models import base_artifact
 from unified.packing import Tensors, pack, read_packed
-from unified.run import Run
+from unified.running import Run
 from unified.set_up import set_up
 from unified.settings import parse
 from unified.stage import ModelSettings
@@ -116,7 +116,7 @@ def cut_at(folder: Path, written: dict[str, Any], number: int, monkeypatch: pyte
     rows_file(folder)
     runs: list[Run] = []
     real = set_up
-    monkeypatch.setattr(unified.train, "set_up", lambda *a: runs.append(real(*a)) or runs[-1])
+    monkeypatch.setattr(unified.loop, "set_up", lambda *a: runs.append(real(*a)) or runs[-1])
     context = stage(folder, artifacts())
     found: list[dict[str, str]] = []
 
@@ -128,7 +128,7 @@ def cut_at(folder: Path, written: dict[str, Any], number: int, monkeypatch: pyte
 
     context.notify = notify
     with pytest.raises(Cut):
-        unified.train.train(context, settings_of(written))
+        unified.loop.train(context, settings_of(written))
     return found[-1]
 
 

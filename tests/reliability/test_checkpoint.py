@@ -20,10 +20,10 @@ from tests.tools import stage, tiny_policy, train_settings
 from unified import PluginError
 from unified.checkpoint import INDEX, WEIGHTS, damage, steps_in
 from unified.disk import whole_folder
+from unified.loop import train
 from unified.packing import read_packed, write_packed
 from unified.registry import Catalogue, using
-from unified.run import Run
-from unified.train import train
+from unified.running import Run
 
 SAMPLED = {"algorithm": "clipped", "data": "letters", "reward": "vowels", "source": {"group_size": 3}, "batch_size": 4}
 LONG = {**SAMPLED, "collect_size": 12, "inner_epochs": 2, "learning_rate": 1e-2}  # 6 steps on a collected batch

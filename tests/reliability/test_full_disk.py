@@ -22,8 +22,8 @@ from tests.tools import stage, tiny_policy, train_settings
 from unified import UserError
 from unified.checkpoint import damage, steps_in
 from unified.disk import is_full, size, space_for
+from unified.loop import train, train_stage
 from unified.registry import Catalogue, using
-from unified.train import train, train_stage
 
 WRITTEN = {**LONG, "max_steps": 12, "save_steps": 2}
 
@@ -118,8 +118,8 @@ def save(run):
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
     return real(run)
 unified.checkpoint.save_checkpoint = save
-import unified.train
-unified.train.save_checkpoint = save
+import unified.loop
+unified.loop.save_checkpoint = save
 main()
 """
 RECIPE = """

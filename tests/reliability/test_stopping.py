@@ -19,9 +19,9 @@ from tests.workshop import Workshop, write_base
 from unified.checkpoint import steps_in
 from unified.cli import app
 from unified.interrupt import StopRequest, StopSignal, stopped_by_signals
+from unified.loop import train
 from unified.registry import Catalogue, using
 from unified.stream import Stream
-from unified.train import train
 
 MEASURED = {"evaluation": {"num_prompts": 4, "reward": "vowels"}, "eval_steps": 3}
 
@@ -81,7 +81,7 @@ def test_within_an_optimiser_step_a_signal_waits_for_its_end(tmp_path: Path, cal
     [
         (Stream, "collect", 2, "step-6"),  # the second rollout, after the 6 steps on the first
         (Stream, "judge", 3, "step-6"),  # the first was judged, then 4 held-out prompts, now the second rollout
-        ("unified.train", "evaluate", 1, "step-6-within"),
+        ("unified.loop", "evaluate", 1, "step-6-within"),
     ],
 )
 def test_a_rollout_or_evaluation_is_left_at_once_as_if_it_had_not_begun(
@@ -103,11 +103,11 @@ def test_a_rollout_or_evaluation_is_left_at_once_as_if_it_had_not_begun(
 
 
 def test_a_stop_in_the_last_evaluation_keeps_the_last_step(tmp_path: Path, called: Any) -> None:
-    import unified.train
+    import unified.loop
 
     written = {**LONG, "max_steps": 6, "evaluation": MEASURED["evaluation"]}
     straight, _ = go_on(tmp_path / "a", written)
-    called(unified.train, "evaluate", 1, signal.SIGTERM)
+    called(unified.loop, "evaluate", 1, signal.SIGTERM)
     stopped(tmp_path / "b", written)
     assert steps_in(tmp_path / "b" / "checkpoint") == ["step-6"]
     again, _ = go_on(tmp_path / "b", written)

@@ -16,9 +16,9 @@ from tests.gradients import leave
 from tests.strangers import Plugin
 from tests.tools import stage, tiny_policy, train_settings
 from unified import PromptGroup, UserError
+from unified.loop import train
 from unified.registry import Catalogue, using
 from unified.set_up import set_up
-from unified.train import train
 
 
 def main(folder: str, policy: str, where: str) -> None:

@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from tests.sources.games import Calculator
 from tests.tools import gradient, relative, stage, step_gradient, table_of, train_settings
 from unified import PromptGroup, StageContext, UserError
+from unified.loop import train
 from unified.models import Artifact
-from unified.run import Run, heads_without_gradient
+from unified.running import Run, heads_without_gradient
 from unified.set_up import set_up
 from unified.step import collected, count, weigh
-from unified.train import train
 
 END, START = "<|im_end|>", "<|im_start|>"
 PIECES = ['{"name": "add", "arguments": {"a": ', ', "b": ', "}}", "<tool_call>", "</tool_call>"]

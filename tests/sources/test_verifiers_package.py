@@ -19,11 +19,11 @@ from tests.templates.families import tokenizer
 from tests.tools import stage, table_of, train_settings
 from unified import Answer, PromptGroup, UserError, call_named, catalogue, load_recipe
 from unified.check import check_recipe
-from unified.run import heads_without_gradient
+from unified.loop import train
+from unified.running import heads_without_gradient
 from unified.set_up import set_up
 from unified.settings import parse
 from unified.step import collected, count, weigh
-from unified.train import train
 from unified_plugins.sources._environment_calls import calls_in
 from unified_plugins.sources._verifiers_package import load
 

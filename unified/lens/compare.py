@@ -17,7 +17,7 @@ from unified.lens.picture import Column, Picture, Seen, Shown
 from unified.models import Artifact
 from unified.parts import Algorithm, Dataset, DataSource, NoSettings, Reward
 from unified.registry import catalogue
-from unified.run import Run
+from unified.running import Run
 from unified.set_up import set_up
 from unified.settings import Chosen, choose
 from unified.stage import StageContext, TrainSettings

@@ -16,7 +16,7 @@ from unified.lazy import LazyRows
 from unified.lens.read import LENS
 
 if TYPE_CHECKING:
-    from unified.run import Run
+    from unified.running import Run
     from unified.stream import Stream
 
 

@@ -17,7 +17,7 @@ from unified.data import PromptGroup
 from unified.errors import PluginError
 from unified.lens.picture import Column, Numbers, Picture, Seen, Shown
 from unified.pushing import pushed, step_statistics
-from unified.run import Run, Table, heads_without_gradient, tabulate
+from unified.running import Run, Table, heads_without_gradient, tabulate
 from unified.step import Work, count, credit, score, with_old
 from unified.stream import Stream
 

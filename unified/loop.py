@@ -27,7 +27,7 @@ from unified.lens.kept import keep_picture
 from unified.lora import fold, taken_off
 from unified.models import artifact_at, save_adapter, save_model
 from unified.pushed_weights import clear_weights
-from unified.run import Collected, Run, Table
+from unified.running import Collected, Run, Table
 from unified.samples import write_samples
 from unified.set_up import set_up
 from unified.stage import StageContext, StageResult, TrainSettings
