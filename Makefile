@@ -13,13 +13,15 @@ export TOKENIZERS_PARALLELISM = false
 quickstart: $(VENV)/.installed
 	$(BIN)/unified run recipes/quickstart.yaml
 
+# two at a time: each test computes on one thread
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 ci: test lint types site slow
 
+# a file's tests stay together: they share what was run for all of them
 slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

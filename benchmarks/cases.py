@@ -25,6 +25,8 @@ SPREAD = 0.3
 LEARNING_RATE = 1e-4
 #: the case of log-probs whose coefficients are known before the forward
 KNOWN = "logprob-known"
+#: the case whose prompts are computed once for each answer, not once for all of them
+APART = "apart"
 #: tokens of one of the peer's packs of rows
 PACK = 512
 
@@ -97,12 +99,17 @@ MEMORY = {
 }
 
 _SCALING = Case("scaling", "sft", "5m", 0, 128, 1, 16, 1)
+_FAMILY = _SCALING.with_(kind="dpo", prompt=256, answer=64, answers=8, rows=4)
 #: what is varied -> (value, case): this project alone
 SCALING: dict[str, list[tuple[int, Case]]] = {
     "tokens of a step, in rows of 128": [(n, _SCALING.with_(rows=n // 128)) for n in (2048, 8192, 32768)],
     "tokens of a row, 4096 in a step": [(n, _SCALING.with_(answer=n, rows=4096 // n)) for n in (128, 512, 2048)],
     "answers to a prompt of 256 tokens, 32 each, offline": [
         (n, _SCALING.with_(kind="dpo", prompt=256, answer=32, answers=n, rows=4)) for n in (2, 4, 8, 16)
+    ],
+    "times that a prompt of 256 tokens is computed for its 8 answers of 64, offline": [
+        (8, _FAMILY.with_(name=APART)),
+        (1, _FAMILY),
     ],
     "vocabulary": [(n, _SCALING.with_(vocabulary=n)) for n in (512, 8192, 32768)],
 }
@@ -116,7 +123,7 @@ def rows_of(case: Case, number: int) -> list[dict[str, Any]]:
     def words(length: int) -> str:
         return " ".join(f"w{r.randint(first, last)}" for _ in range(length))
 
-    exact = case.name == "scaling"
+    exact = case.name in (_SCALING.name, APART)
     rows = []
     for _ in range(number):
         sizes = [case.prompt, *([case.answer] * case.answers)]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import KNOWN, LEARNING_RATE, Case
+from benchmarks.cases import APART, KNOWN, LEARNING_RATE, Case
 from benchmarks.material import end_ids
 from benchmarks.measure import Timer
 from benchmarks.worker import Serve, loop
@@ -66,6 +66,8 @@ def settings_of(case: Case, folder: Path, *, bf16: bool, **more: Any) -> dict[st
         "bf16": bf16,
         **more,
     }
+    if case.name == APART:
+        out["layout"] = "packed"
     if case.kind in SAMPLED:
         out["source"] = {"name": "rollouts", "group_size": case.answers, "max_tokens": case.answer}
         out["reward"] = {"name": "python", "function": "benchmarks.cases:reward"}
