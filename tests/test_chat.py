@@ -136,3 +136,18 @@ def test_a_conversation_through_a_pipe_is_that_of_the_model(chatty: Path) -> Non
         turns.append({"role": "assistant", "content": answer.text})
         wanted.append(answer.text)
     assert piped.stdout == "".join(f"{text}\n" for text in wanted)
+
+
+def test_without_a_length_an_answer_ends_where_the_model_is_full_whatever_is_asked_beside(chatty: Path) -> None:
+    artifact, most = find_model(str(chatty)).artifact(), Sampling(max_tokens=10_000)
+    speaker = Speaker(artifact, seed=5, fit=True)
+    limit = speaker.renderer.max_length
+    prompts = [speaker.rendered(text) for text in ("a b a b a b", "a")]
+    together = [answers[0].ids for answers in speaker.answer(prompts, most)]
+    alone = [Speaker(artifact, seed=5, fit=True).answer([prompt], most)[0][0].ids for prompt in prompts]
+    assert together == alone
+    assert all(len(prompt.prompt) + len(ids) <= limit for prompt, ids in zip(prompts, together, strict=True))
+    with pytest.raises(UserError, match="the answer may have 10000, but the model holds"):
+        Speaker(artifact, seed=5).answer(prompts, most)
+    with pytest.raises(UserError, match=f"tokens, but the model holds {limit}"):
+        speaker.answer([speaker.rendered("a " * limit)], most)

@@ -364,6 +364,8 @@ def test_the_table_prefers_reward_to_accuracy_to_loss() -> None:
     assert held_out({"eval/loss": 2.0, "eval/rewards/accuracies": 0.75}) == "accuracy 0.750"
     assert held_out({"eval/loss": 2.0}) == "loss 2.000"
     assert held_out({"last/loss": 2.0}) == "-"
+    assert held_out({"eval/loss": 2.0, "best_step": 3, "steps": 5}) == "loss 2.000 (step 3)"
+    assert held_out({"eval/loss": 2.0, "best_step": 5, "steps": 5}) == "loss 2.000"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(4.21, "4.2 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])

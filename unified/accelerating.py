@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DeepSpeedPlugin, FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from unified.errors import UserError
+from unified.launched import asked_of_deepspeed, refuse_asked, without_a_part
 from unified.long_rows import refuse_split_rows
+from unified.optim import optimiser_class
+from unified.stage import TrainSettings
+
+#: optimisers that move every number by itself: they work on parts of a tensor
+ELEMENTWISE = frozenset(("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"))
+#: lines on the launcher that this process has heard already, at an earlier stage
+_said: set[str] = set()
 
 
 def process_state() -> PartialState:
@@ -25,7 +37,9 @@ def process_state() -> PartialState:
     cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     if uses_deepspeed() and os.environ.get("DS_ACCELERATOR") == "cpu" and not PartialState._shared_state:
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))  # asked for by its CPU operators
-        return PartialState(cpu=False, backend="gloo")
+        quieten_deepspeed()
+        with redirect_stdout(io.StringIO()):  # it prints what it has compiled
+            return PartialState(cpu=False, backend="gloo")
     return PartialState(cpu=cpu)
 
 
@@ -39,29 +53,50 @@ def uses_fsdp() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
-def make_accelerator() -> Accelerator:
+def quieten_deepspeed() -> None:
+    """Its warnings are of its own calls of torch, and of optimisers that it has not tried; errors are still shown."""
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    import deepspeed  # noqa: F401  (which sets the level of its logger)
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+def make_accelerator(say: Callable[[str], None] = lambda _: None) -> Accelerator:
     """The accelerator that the launcher's environment asks for.
 
-    Precision is the recipe's: whatever the launcher says of it has no part here. UserError for what is not supported.
+    say: is told, once in a process, what the launcher asks for that has no part here: precision is the recipe's, and so
+    is what makes a step. UserError for what is not supported.
     """
     refuse_split_rows()
+    refuse_asked()
+    _tell(without_a_part(), say)
     state = process_state()
+    alone = GradientAccumulationPlugin(num_steps=1)  # whatever the environment says
     AcceleratorState._reset_state()  # of the stage before, whose plugin was fitted to its models
     if state.distributed_type == DistributedType.FSDP:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
     if uses_deepspeed():
-        accelerator = Accelerator(mixed_precision="no", deepspeed_plugin=_zero())
+        quieten_deepspeed()
+        plugin = _zero(say)
+        accelerator = Accelerator(mixed_precision="no", deepspeed_plugin=plugin, gradient_accumulation_plugin=alone)
         unset_hf_deepspeed_config()  # else transformers would load models in parts, which nothing could be tried on
         return accelerator
     if not uses_fsdp():
-        return Accelerator(mixed_precision="no")
-    plugin = _fully_sharded()
-    accelerator = Accelerator(mixed_precision="no", fsdp_plugin=plugin)
+        return Accelerator(mixed_precision="no", gradient_accumulation_plugin=alone)
+    shards = _fully_sharded()
+    accelerator = Accelerator(mixed_precision="no", fsdp_plugin=shards, gradient_accumulation_plugin=alone)
     if state.distributed_type == DistributedType.MULTI_CPU:  # accelerate shards on devices only, unless it is told
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP
-        accelerator.state._shared_state["fsdp_plugin"] = plugin
+        accelerator.state._shared_state["fsdp_plugin"] = shards
     return accelerator
+
+
+def _tell(lines: Iterable[str], say: Callable[[str], None]) -> None:
+    for line in lines:
+        if line not in _said:
+            _said.add(line)
+            say(line)
 
 
 def wrap_blocks(accelerator: Accelerator, models: Iterable[Any], *, bf16: bool) -> None:
@@ -91,17 +126,25 @@ def _fully_sharded() -> FullyShardedDataParallelPlugin:
     names = [n.strip() for n in os.environ.pop("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",") if n.strip()]
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False,
-        transformer_cls_names_to_wrap=names or None,
+        transformer_cls_names_to_wrap=names or None, activation_checkpointing=False,
     )  # fmt: skip
 
 
-def _zero() -> DeepSpeedPlugin:
+def _zero(say: Callable[[str], None]) -> DeepSpeedPlugin:
     """ZeRO of the stage that the launcher asks for; the step, its clipping and its precision are the engine's own.
 
     No parameter is kept whole beside its parts: what changes one, changes it in one place.
     """
-    plugin = DeepSpeedPlugin(zero3_init_flag=False)
+    try:
+        plugin = DeepSpeedPlugin(zero3_init_flag=False)
+    except (ValueError, OSError) as error:
+        raise UserError(f"DeepSpeed cannot be set up as the launcher asks: {' '.join(str(error).split())}") from error
+    if plugin.zero_stage not in (1, 2, 3):
+        raise UserError(f"DeepSpeed with `zero_stage: {plugin.zero_stage}` shares nothing out", "take `--launch gpus`")
     config = plugin.deepspeed_config
+    asked = asked_of_deepspeed(config)
+    refuse_asked(asked)
+    _tell(without_a_part(asked), say)
     config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"] = 1, 1
     config["gradient_clipping"] = 0.0
     config.setdefault("zero_optimization", {})["stage3_param_persistence_threshold"] = 0
@@ -114,6 +157,23 @@ def _zero() -> DeepSpeedPlugin:
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether weights will be shared out among the processes."""
     return bool(accelerator.is_fsdp2) or accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def refuse_sharded(accelerator: Accelerator, settings: TrainSettings) -> None:
+    """UserError for settings of a stage that need whole matrices, where the processes share them out."""
+    if not is_sharded(accelerator):
+        return
+    cls = optimiser_class(settings.optim)
+    if cls.__name__ not in ELEMENTWISE:
+        raise UserError(
+            f"{cls.__name__} looks at whole matrices, but their parts lie in several processes",
+            f"use one of {', '.join(sorted(ELEMENTWISE))}, or launch without sharding (`--launch gpus`)",
+        )
+    if settings.quantised:
+        raise UserError(
+            "weights of 4 bits are not shared out among processes: each needs the scales of its whole blocks",
+            "drop `quantization` (an `adapter` shares out the weights beside it), or take `--launch gpus`",
+        )
 
 
 def prepare(accelerator: Accelerator, roles: Any, optimizer: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from unified.errors import UserError
+from unified.hub import refuse_unreachable
 from unified.weights import refuse_pickled_adapter
 
 CONFIG = "adapter_config.json"
@@ -38,6 +39,7 @@ def adapter_at(path: Path | str, *, fetch: bool = True) -> dict[str, Any] | None
     else:
         from transformers.utils.peft_utils import find_adapter_config_file
 
+        refuse_unreachable(str(path))
         found = find_adapter_config_file(str(path))
         file = Path(found) if found else None
     if file is None:

@@ -14,6 +14,10 @@ from unified.saying import said_plainly
 Model = Annotated[str, typer.Argument(help="A run (its last model), a stage, a model folder, or a hub id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer, in tokens.")]
+Longest = Annotated[
+    int | None,
+    typer.Option("--max-tokens", min=1, help="Longest answer, in tokens. Without: 256, or what the model can hold."),
+]
 Temperature = Annotated[float, typer.Option("--temperature", min=0, help="Divides the logits; 0 is greedy.")]
 TopP = Annotated[float, typer.Option("--top-p", min=0, max=1, help="Keep the likeliest tokens up to this mass.")]
 Seed = Annotated[int, typer.Option("--seed", help="The same seed and prompt give the same answers.")]
@@ -34,7 +38,7 @@ def generate(
     split: Annotated[str, typer.Option("--split", help="Of --data: train or held_out.")] = "train",
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="Of --data: only so many.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers per prompt.")] = 1,
-    max_tokens: MaxTokens = 256,
+    max_tokens: Longest = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
@@ -52,13 +56,13 @@ def generate(
         from unified.data import Sampling
         from unified.errors import UserError
         from unified.found_model import find_model
-        from unified.generate_tool import Speaker, ask, ask_rows, read_prompts
+        from unified.generate_tool import LONGEST, Speaker, ask, ask_rows, read_prompts
 
         if data is not None and prompt:
             raise UserError("give --prompt or --data, not both")
         texts = read_prompts(prompt or []) if data is None else []
-        speaker = Speaker(find_model(model).artifact(trusted=trust), seed=seed)
-        sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+        speaker = Speaker(find_model(model).artifact(trusted=trust), seed=seed, fit=max_tokens is None)
+        sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens or LONGEST)
         if data is not None:
             asked = ask_rows(speaker, data, sampling, n=n, split=split, rows=rows)
         else:
@@ -75,7 +79,7 @@ def generate(
 
 def chat(
     model: Model,
-    max_tokens: MaxTokens = 256,
+    max_tokens: Longest = None,
     temperature: Temperature = 1.0,
     top_p: TopP = 1.0,
     seed: Seed = 0,
@@ -84,22 +88,22 @@ def chat(
 ) -> None:
     """Talk to a model; /reset forgets the conversation, /quit or Ctrl-D ends it.
 
-    Example: unified chat runs/quickstart --max-tokens 64
+    Example: unified chat runs/quickstart --temperature 0.7
     """
     with said_plainly():
         from unified.chat_tool import HELP, converse, lines_of_person
         from unified.data import Sampling
         from unified.found_model import find_model
-        from unified.generate_tool import Speaker
+        from unified.generate_tool import LONGEST, Speaker
 
         found = find_model(model)
-        speaker = Speaker(found.artifact(trusted=trust), seed=seed)
+        speaker = Speaker(found.artifact(trusted=trust), seed=seed, fit=max_tokens is None)
         template = "its chat template" if speaker.chats else "the plain template, for it has none of its own"
         if sys.stdin.isatty():
             typer.echo(f"{found.path}, with {template}. {HELP}")
         elif not speaker.chats:
             typer.echo(f"({found.path} is asked with {template})", err=True)
-        sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
+        sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens or LONGEST)
 
         def write(text: str) -> None:
             typer.echo(text, nl=False)
@@ -135,7 +139,8 @@ def evaluate(
 ) -> None:
     """Measure a model on rows: reward, accuracy, pass@k, perplexity, each with its error.
 
-    Example: unified evaluate runs/quickstart --data "{name: random_walks, view: prompts}" --reward random_walks
+    Example: unified evaluate runs/quickstart --data "{name: random_walks, view: prompts}" \\
+        --reward random_walks --max-tokens 12
     """
     with said_plainly():
         from unified.as_json import print_json

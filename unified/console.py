@@ -108,7 +108,7 @@ class RunConsole:
                     Text(t)
                     for t in (manifest.name, _kind(manifest.settings, manifest.kind), held_out(manifest.summary))
                 ),
-                _number(manifest.summary, ("eval/kl", "last/kl"), "{:.4f}"),
+                _kl(manifest.summary),
                 when,
             )
         self.console.print(table)
@@ -148,14 +148,19 @@ def shown(metrics: Mapping[str, float]) -> str:
 
 
 def held_out(summary: Mapping[str, Any]) -> str:
-    """What was measured on held-out rows: reward before accuracy before loss, each only if it is there."""
+    """What was measured on held-out rows: reward before accuracy before loss, each only if it is there.
+
+    With the step whose weights were kept, where that was not the last one.
+    """
     measured = {k.removeprefix("eval/"): v for k, v in summary.items() if k.startswith("eval/") and _is_number(v)}
     accuracy = [k for k in measured if k.rpartition("/")[2].startswith("accurac")]
+    best = summary.get("best_step")  # what is measured is of the weights that were kept, not of the last step
+    kept = f" (step {best})" if best is not None and best != summary.get("steps") else ""
     for label, names in (("reward", ["reward"]), ("accuracy", accuracy), ("loss", ["loss"])):
         for name in names:
             if name in measured:
-                return f"{label} {measured[name]:.3f}"
-    return next((f"{k} {v:.3f}" for k, v in measured.items()), "-")
+                return f"{label} {measured[name]:.3f}{kept}"
+    return next((f"{k} {v:.3f}{kept}" for k, v in measured.items()), "-")
 
 
 def duration(seconds: float) -> str:
@@ -176,8 +181,12 @@ def _kind(settings: Mapping[str, Any], kind: str) -> str:
     return " + ".join(names) or kind
 
 
-def _number(summary: Mapping[str, Any], names: Sequence[str], form: str) -> str:
-    return next((form.format(summary[n]) for n in names if _is_number(summary.get(n))), "-")
+def _kl(summary: Mapping[str, Any]) -> str:
+    """Nats per answer on held-out rows; else those of the last training batch, which are per token, and say so."""
+    for name, unit in (("eval/kl", ""), ("last/kl", " a token")):
+        if _is_number(summary.get(name)):
+            return f"{summary[name]:.4f}{unit}"
+    return "-"
 
 
 def _is_number(value: Any) -> bool:

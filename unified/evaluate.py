@@ -8,7 +8,7 @@ import torch
 
 from unified.data import Sampling
 from unified.guard import settle
-from unified.pushed_weights import policy_sampler, push_weights
+from unified.pushed_weights import policy_sampler, push_weights, together
 from unified.running import Run, forward, heads_without_gradient, tabulate
 from unified.step import count, credit, look_ahead, score, weigh
 from unified.stream import NoSampler, Stream
@@ -76,7 +76,8 @@ def measure_answers(run: Run, stream: Stream) -> None:
     prompts = run.processes.mine(numbered)
     place = ("evaluation", run.stage.seed)
     sampler = policy_sampler(run, place)
-    answers = sampler(prompts, wanted.samples, Sampling(temperature=wanted.temperature, max_tokens=wanted.max_tokens))
+    how = Sampling(temperature=wanted.temperature, max_tokens=wanted.max_tokens)
+    answers = together(run, lambda: sampler(prompts, wanted.samples, how)) or []
     groups = [replace(p, answers=a) for p, a in zip(prompts, answers, strict=True)]
     stream.judge(groups, run.guard.note)
     settle(run)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: prompts that are answered together
 AT_ONCE = 64
+#: longest answer where --max-tokens is not given, in tokens
+LONGEST = 256
 
 
 class Speaker:
@@ -29,8 +31,11 @@ class Speaker:
     the seed and the prompt, not on the other prompts.
     """
 
-    def __init__(self, artifact: Artifact, *, seed: int = 0, engine: Chosen | None = None) -> None:
-        """Load the model. UserError where it is none, or no policy."""
+    def __init__(self, artifact: Artifact, *, seed: int = 0, engine: Chosen | None = None, fit: bool = False) -> None:
+        """Load the model. UserError where it is none, or no policy.
+
+        fit: an answer that would not fit behind its prompt ends where the model is full, in place of an error.
+        """
         from accelerate import Accelerator
 
         from unified.precision import use_fast_float32
@@ -43,6 +48,7 @@ class Speaker:
         model = artifact.load("policy").requires_grad_(False).eval().to(device)
         self.renderer = make_renderer(self.tokenizer, {"policy": model}, None)
         self._sampler = Sampler(engine, model, self.tokenizer, 0, ("generate", seed))
+        self.fit = fit
 
     @property
     def chats(self) -> bool:
@@ -62,17 +68,35 @@ class Speaker:
 
         told: called with (number of the prompt, of the answer, token) while the answers are drawn.
         """
-        limit = self.renderer.max_length
-        for prompt in prompts:
-            if not prompt.prompt:
-                raise UserError("the prompt has no tokens, so nothing can be sampled", "give a prompt with some text")
-            if len(prompt.prompt) + sampling.max_tokens > limit:
-                raise UserError(
-                    f"the prompt has {len(prompt.prompt)} tokens and the answer may have {sampling.max_tokens}, but "
-                    f"the model holds {limit}",
-                    "give a shorter prompt, or a lower --max-tokens",
-                )
-        return replace(self._sampler, told=told)(list(prompts), n, sampling)
+        rooms = [self._room(prompt, sampling.max_tokens) for prompt in prompts]
+        answers: list[list[Answer]] = [[] for _ in prompts]
+        for room in sorted(set(rooms)):  # each prompt by its own room: its answers do not depend on the other prompts
+            here = [number for number, own in enumerate(rooms) if own == room]
+            tell = _numbered(told, here) if told is not None else None
+            made = replace(self._sampler, told=tell)([prompts[i] for i in here], n, replace(sampling, max_tokens=room))
+            for number, own in zip(here, made, strict=True):
+                answers[number] = own
+        return answers
+
+    def _room(self, prompt: PromptGroup, wanted: int) -> int:
+        """How many tokens an answer may have, at most `wanted`. UserError where that does not fit."""
+        length, limit = len(prompt.prompt), self.renderer.max_length
+        if not length:
+            raise UserError("the prompt has no tokens, so nothing can be sampled", "give a prompt with some text")
+        if length + (1 if self.fit else wanted) > limit:
+            may = "" if self.fit else f" and the answer may have {wanted}"
+            hint = "give a shorter prompt" + ("" if self.fit else ", or a lower --max-tokens")
+            raise UserError(f"the prompt has {length} tokens{may}, but the model holds {limit}", hint)
+        return min(wanted, limit - length)
+
+
+def _numbered(told: Callable[[int, int, int], None], numbers: Sequence[int]) -> Callable[[int, int, int], None]:
+    """`told`, with the numbers of prompts as the caller counts them."""
+
+    def tell(prompt: int, answer: int, token: int) -> None:
+        told(numbers[prompt], answer, token)
+
+    return tell
 
 
 @dataclass(frozen=True)
@@ -123,7 +147,7 @@ def ask_rows(
     for start in range(0, number, AT_ONCE):
         numbers = range(start, min(start + AT_ONCE, number))
         chunk = [examples[i] for i in numbers]
-        made = speaker.renderer.groups(chunk, numbers=numbers, reserve=sampling.max_tokens)
+        made = speaker.renderer.groups(chunk, numbers=numbers, reserve=1 if speaker.fit else sampling.max_tokens)
         groups = []
         for i, one in zip(numbers, made, strict=True):
             if isinstance(one, ValueError):

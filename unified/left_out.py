@@ -95,7 +95,7 @@ def _refused(row: int, example: Example, error: ValueError, reserve: int) -> Use
     what = f", {reserve} of them kept free for the answer" if reserve else ""
     return UserError(
         f"{_place(row, example)} has {error.tokens} tokens{what}; the limit is {error.limit}",
-        "set too_long: drop, or a larger max_length",
+        f"set {'fewer max_tokens, ' if reserve else ''}too_long: drop, or a larger max_length",
     )
 
 

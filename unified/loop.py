@@ -80,7 +80,7 @@ def train(stage: StageContext, settings: TrainSettings) -> tuple[Run, dict[str, 
     """Train without writing a model; the run that is returned holds it in memory."""
     run = set_up(stage, settings)
     resumed = resume(run)
-    with StopRequest(alone=run.processes.count == 1) as stop:
+    with StopRequest(alone=run.processes.count == 1) as stop, run.rollouts.until_left():
         loop = Loop(run, stop, saved=_place(run) if resumed else None)
         if settings.eval_on_start and not resumed:
             loop.evaluate(written=True)

@@ -45,8 +45,8 @@ class Memory:
     activations: of all models that learn, whose forwards one backward follows.
 
     working: what a forward and backward hold beside activations: weights in bfloat16 or gathered from other processes,
-    gradients that are whole for a while, a gradient of the head, chunks of logits. accumulates: whether gradients are
-    there before a forward: from the micro-batch before it, or because a wrapper keeps room for them.
+    a gradient of the head, chunks of logits. accumulates: whether gradients are there before a forward: from the
+    micro-batch before it, or because a wrapper keeps room for them.
     """
 
     weights: float
@@ -94,9 +94,9 @@ def memory_of(work: Work, sizes: Sizes, spread: Spread) -> Memory:
         optimiser=sum(r.optimiser for r in roles),
         activations=sum(activations(sizes[key], work, tokens) for key in learning),
         kv_cache=cache,
-        working=sum(working(sizes[key], number, work, spread) for key, number in learning.items()),
+        working=sum(working(sizes[key], work, spread) for key in learning),
         roles=roles,
-        accumulates=micro_batches(work, spread) > 1 or (spread.count > 1 and not spread.adds_whole),
+        accumulates=micro_batches(work, spread) > 1 or (spread.count > 1 and (spread.master or not spread.gradients)),
     )
 
 
@@ -180,18 +180,20 @@ def kept_per_token(size: Size, *, bf16: bool) -> float:
     return norms + inputs + attention + low * (3 if size.gated else 2) * size.inner
 
 
-def working(size: Size, learning: int, work: Work, spread: Spread) -> float:
+def working(size: Size, work: Work, spread: Spread) -> float:
     """What a forward and backward hold beside activations, of a model that learns."""
     head = size.head
     layer = size.body / max(size.layers, 1)
     low = BFLOAT16 if work.bf16 and not _is_quantised(work) else 0
     whole = spread.weights and spread.count > 1
     cast = low * (head + layer * (1 if work.checkpointing else size.layers))  # kept by each product for the backward
-    gathered = FLOAT32 * (2 * layer + head) if whole else 0.0  # this layer and the next, and the head
+    if whole and spread.casts:
+        cast = 0.0  # gathered as they are read, and let go of with what was gathered
+    each = spread.gathered(bf16=work.bf16)
+    gathered = each * (2 * layer + head) if whole else 0.0  # this layer and the next, and the head
     learns = FLOAT32 * head if work.adapter is None else 0.0  # the head's gradient is summed beside the others
-    added = FLOAT32 * learning if spread.adds_whole and spread.count > 1 and micro_batches(work, spread) > 1 else 0.0
     chunk = CHUNK_BYTES * min(CHUNK_NUMBERS, micro_tokens(work, spread) * size.vocabulary) if head else 0.0
-    return cast + gathered + learns + added + chunk
+    return cast + gathered + learns + chunk
 
 
 def longest_row(work: Work, sizes: Sizes, spread: Spread, memory: float) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from unified.adapters import CONFIG, adapter_at, base_of, is_scalar, refuse_without_peft
 from unified.configurations import configuration_problems
 from unified.errors import Problem, UserError, did_you_mean
+from unified.hub import is_cached
 from unified.stage import ModelSettings
 from unified.weights import architectures_of, pickle_message, pickled_in
 
@@ -67,23 +68,13 @@ def _misspelt(reference: str, home: Path, at: tuple[str | int, ...], stages: lis
         here = [f"{folder}/{name}" for folder in outer for name in _folders(home / folder)] or _folders(home)
         models = [name for name in here if any((home / name / file).is_file() for file in ("config.json", CONFIG))]
         near = difflib.get_close_matches(reference, models, n=1, cutoff=NEAR)
-    if not near or _is_cached(reference):
+    if not near or is_cached(reference):
         return None  # a hub id
     return Problem(what, at, (f"did you mean '{near[0]}'?", "the hub's models are called OWNER/NAME, a folder ./NAME"))
 
 
 def _folders(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
-
-
-def _is_cached(reference: str) -> bool:
-    """Whether a model of the hub has been fetched before; nothing is asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        return isinstance(try_to_load_from_cache(reference, "config.json"), str)
-    except ValueError:  # no id that the hub could have
-        return False
 
 
 def of_the_hub(reference: str, home: Path) -> str | None:

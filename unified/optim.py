@@ -72,7 +72,11 @@ def optimiser(roles: dict[str, nn.Module], settings: TrainSettings) -> torch.opt
     options: dict[str, Any] = {"lr": role_rate(settings, "policy")}
     if issubclass(cls, (torch.optim.Adam, torch.optim.AdamW)):
         options |= {"betas": (settings.adam_beta1, settings.adam_beta2), "eps": settings.adam_epsilon, "fused": True}
-    return cls(groups, **options)
+    try:
+        return cls(groups, **options)
+    except (TypeError, ValueError) as error:
+        what = f"optimiser '{settings.optim}' does not take the parameters of this model: {error}"
+        raise UserError(what, "choose another `optim`; adamw_torch takes all") from error
 
 
 def role_rate(settings: TrainSettings, role: str) -> float:

@@ -158,11 +158,12 @@ def in_process(job: Job, size: Size, work: Work, on: Hardware, spread: Spread) -
 def _sent(work: Work, sizes: Sizes, spread: Spread) -> float:
     """Bytes that each process sends for training and scoring in a stage."""
     numbers = learned(work, sizes)
-    weights = sum(FLOAT32 * sizes[key].parameters for key in numbers)
+    each = spread.gathered(bf16=work.bf16)
+    weights = float(sum(each * sizes[key].parameters for key in numbers))
     micros = micro_batches(work, spread)
     per_micro = max(work.micro_tokens, 1.0) * spread.count
     scored = [(j.computed, sizes[j.role, j.model]) for j in work.jobs if j.does == "score"]
-    forwards = sum(max(tokens / per_micro, 1.0) * FLOAT32 * size.parameters for tokens, size in scored)
+    forwards = sum(max(tokens / per_micro, 1.0) * each * size.parameters for tokens, size in scored)
     learning = FLOAT32 * sum(numbers.values())
     return spread.sent(weights, learning, forwards=forwards, micros=micros, steps=work.steps)
 

@@ -63,7 +63,8 @@ def _refuse_name(name: str, kind: str) -> None:
     if keyword.iskeyword(module) or module in sys.stdlib_module_names:
         raise UserError(f"'{name}' cannot be the name of a plugin: Python itself has a '{module}'", "choose another")
     if catalogue().find(kind, name) is not None:
-        raise UserError(f"there is a {kind} '{name}' already, of {catalogue().provider(kind, name)}", "choose another")
+        article, owner = "an" if kind[0] in "aeiou" else "a", catalogue().provider(kind, name)
+        raise UserError(f"there is {article} {kind} '{name}' already, of {owner}", "choose another name")
     if _is_installed(module):
         raise UserError(f"there is a module '{module}' already, which the plugin's would hide", "choose another name")
 

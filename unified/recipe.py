@@ -227,7 +227,9 @@ def _text_of(path: Path) -> str:
     if not path.exists():
         around = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         near = did_you_mean(path.name, around)
-        raise UserError(f"there is no recipe {path}", *([f"did you mean '{path.parent / near}'?"] if near else []))
+        where = "recipes are YAML files; relative paths start at"
+        hint = f"did you mean '{path.parent / near}'?" if near else f"{where} {Path.cwd()}"
+        raise UserError(f"there is no recipe {path}", hint)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

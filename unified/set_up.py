@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unified.accelerating import is_sharded, make_accelerator, prepare, wrap_blocks
+from unified.accelerating import is_sharded, make_accelerator, prepare, refuse_sharded, wrap_blocks
 from unified.blame import blaming
 from unified.coefficient import Term
 from unified.data import Example, PromptGroup
@@ -46,7 +47,8 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
     _refuse_trusted(settings, artifact)
     tokenizer = artifact.tokenizer()
     torch.manual_seed(stage.seed)
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(stage.say)
+    refuse_sharded(accelerator, settings)
     bf16 = in_bf16(settings.bf16, accelerator.device)
     if not bf16:
         use_fast_float32(accelerator.device)
@@ -66,7 +68,9 @@ def set_up(stage: StageContext, settings: TrainSettings) -> Run:
             attach(model, settings.adapter, kind=kind, seed=seed_of("adapter", stage.seed, role))
         model.train(role in trained)
         if role in trained and settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            with warnings.catch_warnings():  # a newer name of it is on the way
+                warnings.simplefilter("ignore", FutureWarning)
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     layout = choose_layout(settings, models)
     own = settings.own_reference and "ref_logp" in names_read([t for t, _ in terms])
     roles = Roles(models, value_head=value_head, bf16=bf16, own_reference=own)

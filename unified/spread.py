@@ -13,16 +13,15 @@ from typing import Any
 
 from unified.errors import UserError, unknown_name
 
-FLOAT32 = 4
+FLOAT32, BFLOAT16 = 4, 2
 
 
 @dataclass(frozen=True)
 class Spread:
     """Which parts of the state each of `count` processes holds 1/count of; of the others it holds a whole copy.
 
-    name: as it was asked for. adds_whole: gradients of several micro-batches are added up whole and shared out after
-    the last one (FSDP2 told not to synchronise). master: beside what is trained there is a second copy of it, which the
-    optimiser moves (DeepSpeed).
+    name: as it was asked for. casts: weights are gathered in the type in which products read them (FSDP2), and not in
+    float32. master: beside what is trained there is a second copy of it, which the optimiser moves (DeepSpeed).
     """
 
     name: str = "gpu"
@@ -30,13 +29,17 @@ class Spread:
     weights: bool = False
     gradients: bool = False
     optimiser: bool = False
-    adds_whole: bool = False
+    casts: bool = False
     master: bool = False
 
     @property
     def share(self) -> float:
         """What of a tensor all others hold: (n - 1) / n."""
         return (self.count - 1) / self.count
+
+    def gathered(self, *, bf16: bool) -> int:
+        """Bytes of a weight as it goes from process to process. bf16: whether products read it in bfloat16."""
+        return BFLOAT16 if self.casts and bf16 else FLOAT32
 
     def part(self, shared: bool) -> int:
         """What a number of bytes is divided by on one process."""
@@ -45,8 +48,8 @@ class Spread:
     def sent(self, weights: float, learning: float, *, forwards: float, micros: float, steps: float) -> float:
         """Bytes that each process sends, by the ring of Rajbhandari et al., section 7, in the course of a stage.
 
-        weights: bytes of the models that learn. learning: of their gradients. micros: backward passes of one step.
-        forwards: bytes of weights that forwards without gradient pass through, each time.
+        weights: bytes of the models that learn, as they are gathered. learning: of their gradients. micros: backward
+        passes of one step. forwards: bytes of weights that forwards without gradient gather, each time.
         """
         if self.count == 1:
             return 0.0
@@ -54,8 +57,7 @@ class Spread:
             return self.share * 2 * learning * steps
         if not self.weights:
             return self.share * (learning * micros + learning) * steps
-        pushed = learning * (1 if self.adds_whole else micros)
-        return self.share * ((2 * weights * micros + pushed) * steps + forwards)
+        return self.share * ((2 * weights + learning) * micros * steps + forwards)
 
     def describe(self) -> str:
         """In words."""
@@ -71,7 +73,7 @@ class Spread:
 _COPIES: dict[str, bool] = {}
 _ZERO2 = {"gradients": True, "optimiser": True, "master": True}
 _ZERO3 = {"weights": True, **_ZERO2}
-_FSDP2 = {"weights": True, "gradients": True, "optimiser": True, "adds_whole": True}
+_FSDP2 = {"weights": True, "gradients": True, "optimiser": True, "casts": True}
 #: names of launch configurations -> what is shared
 WAYS: Mapping[str, Mapping[str, bool]] = {
     "gpu": _COPIES, "gpus": _COPIES, "cpu": _COPIES, "zero2": _ZERO2, "zero3": _ZERO3, "fsdp2": _FSDP2,

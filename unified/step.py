@@ -289,6 +289,7 @@ def learn(run: Run, work: Work, micro: list[int], *, everything: bool) -> bool:
         pushes = weigh(run, work, micro, heads)
         for head, weight in pushes.items() if objective is None else ():
             surrogate = surrogate + (weight * heads[head]).sum()
+    run.add("tokens", sum(work.table.costs[i] for i in index), 0.0)
     if everything and settle(run):
         return False
     try:
@@ -298,7 +299,6 @@ def learn(run: Run, work: Work, micro: list[int], *, everything: bool) -> bool:
         if is_out_of_memory(error):
             raise out_of_memory(run) from error
         raise
-    run.add("tokens", sum(work.table.costs[i] for i in index), 0.0)
     return True
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from unified.errors import UserError
 from unified.processes import Processes
 from unified.roles import Roles
 
@@ -162,18 +161,6 @@ class Wrapper:
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, by name."""
         return ((name, p) for name, p in self.roles.named_parameters() if p.requires_grad)
-
-    def refuse_optimiser(self, cls: type[torch.optim.Optimizer]) -> None:
-        """UserError for an optimiser whose step needs whole matrices, where the processes share them out."""
-        if self.sharded and cls.__name__ not in ELEMENTWISE:
-            raise UserError(
-                f"{cls.__name__} looks at whole matrices, but their parts lie in several processes",
-                f"use one of {', '.join(sorted(ELEMENTWISE))}, or launch without sharding",
-            )
-
-
-#: optimisers that move every number by itself: they work on parts of a tensor
-ELEMENTWISE = frozenset(("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD"))
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -55,10 +55,26 @@ class ZeroWrapper(Wrapper):
     def step(self) -> None:
         self.model.step()
         self.optimizer.step()  # moves nothing; the schedule looks whether it was called
+        self._empty()
 
     def forget(self) -> None:
         self.model.optimizer.zero_grad(set_to_none=True)
-        self.model.optimizer.averaged_gradients = {}
+        self._empty()
+
+    def _empty(self) -> None:
+        """Leave nothing for the next step to add to.
+
+        Stage 3 writes over its buffers in the first backward of a step, and adds in the others: to those of the step
+        before, where a parameter is not reached by the first. Stages 1 and 2 keep sums in dictionaries that others hold
+        as well.
+        """
+        optimizer = self.model.optimizer
+        if self.shares_weights:
+            optimizer.grad_partitions_flat_buffer.zero_()
+            optimizer.averaged_gradients = {}
+            return
+        for kept in (optimizer.averaged_gradients, optimizer.all_grad_tensors):
+            kept.update(dict.fromkeys(kept))
 
     def whole(self, tensor: Any) -> Tensor:
         if not hasattr(tensor, "ds_id"):

@@ -189,7 +189,7 @@ def sent() -> str:
             made = work("SFT", **more)
             found = cost(shape, made, h100(shape), spread)
             numbers = learned(made, found.sizes)
-            learning, whole = 4.0 * sum(numbers.values()), 4.0 * size(shape).parameters
+            learning, whole = 4.0 * sum(numbers.values()), spread.gathered(bf16=made.bf16) * size(shape).parameters
             from unified.memory import micro_batches
 
             micros = micro_batches(made, spread)

@@ -196,6 +196,13 @@ def test_best_weights_by_a_held_out_metric_are_kept(tmp_path: Path) -> None:
     assert min(losses.values()) < losses[5]
 
 
+def test_less_of_a_loss_is_better_and_more_of_another_metric_unless_a_recipe_says_otherwise() -> None:
+    said = {"algorithm": "imitate", "data": "letters", "evaluation": {}}
+    assert not train_settings(**said, metric_for_best_model="eval/loss").greater_is_better
+    assert train_settings(**said, metric_for_best_model="eval/loss", greater_is_better=True).greater_is_better
+    assert train_settings(**said, metric_for_best_model="eval/reward").greater_is_better
+
+
 def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(tmp_path: Path) -> None:
     settings = train_settings(
         algorithm="imitate", data="letters", max_steps=1, evaluation={}, metric_for_best_model="eval/los"

@@ -18,6 +18,7 @@ from unified import UserError
 from unified import launch as launching
 from unified.cli import app
 from unified.launch import config_file, launch, read_config, shipped, written
+from unified.launched import refuse_asked, without_a_part
 from unified.processes import lost_another
 from unified.saying import first_to_say
 
@@ -68,6 +69,19 @@ def test_a_shipped_configuration_asks_for_every_device_and_keeps_the_threads_of_
     found = launched(config)
     assert {key: found.get(key) for key in wanted} == wanted
     assert found["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("config", ["fsdp2", "nodes", "zero2", "zero3"])
+def test_a_shipped_way_of_sharing_asks_for_nothing_that_is_refused_or_has_no_part(
+    launched: Launched, config: str
+) -> None:
+    found = launched(config, NNODES="1")
+    assert without_a_part(found) == []
+    refuse_asked(found)
+    if config in ("fsdp2", "nodes"):
+        assert (found["FSDP_VERSION"], found["FSDP_CPU_RAM_EFFICIENT_LOADING"]) == ("2", "false")
+    if config == "zero3":
+        assert found["ACCELERATE_DEEPSPEED_ZERO3_INIT"] == "false"
 
 
 def test_several_machines_are_told_apart_by_the_environment(launched: Launched) -> None:

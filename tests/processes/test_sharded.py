@@ -1,7 +1,4 @@
-"""Weights shared out among processes, by FSDP2 and by ZeRO-3, are trained, saved, resumed and written as in one.
-
-DeepSpeed is installed into an environment of its own, beside what is installed here.
-"""
+"""Weights shared out among processes, by FSDP2 and by ZeRO-3, are trained, saved, resumed and written as in one."""
 
 from __future__ import annotations
 
@@ -9,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.processes.cases import CUT, CUT_AFTER, CUT_OFF
-from tests.processes.sharded import SHARDED
+from tests.processes.sharded import ONLY, SHARDED, cases_of
 from tests.processes.test_equal import differences, lines
 from tests.tools import relative
 from unified.checkpoint import steps_in
@@ -37,20 +32,6 @@ KINDS = {
 CHAIN = ("plain", *KINDS)
 #: weights in bfloat16 differ by its rounding: another cast of the same float32 weight
 BOUNDS = {"bf16": 2e-2}
-
-
-@pytest.fixture(scope="module")
-def deepspeed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An interpreter that sees what is installed here, and DeepSpeed."""
-    home = tmp_path_factory.mktemp("deepspeed") / "venv"
-    venv.create(home, with_pip=True)
-    python = home / "bin" / "python"
-    [packages] = (home / "lib").glob("python*/site-packages")
-    (packages / "beside.pth").write_text(f"import site; site.addsitedir({sysconfig.get_paths()['purelib']!r})\n")
-    install = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", "deepspeed"]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return python
 
 
 def launch(kind: str, python: Path | str, folder: Path | str, cut: Path) -> None:
@@ -81,8 +62,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, deepspeed: Path) -> Iterator[
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("name", SHARDED)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in cases_of(kind)])
 def test_gradient_metrics_and_the_written_models_are_those_of_one_process(runs: Path, kind: str, name: str) -> None:
     one, many, bound = runs / "plain" / name, runs / kind / name, BOUNDS.get(name, 1e-5)
     gradients = [load_file(folder / "found.safetensors")["gradient"] for folder in (one, many)]
@@ -95,6 +75,14 @@ def test_gradient_metrics_and_the_written_models_are_those_of_one_process(runs: 
         assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
         assert max(relative(second[k], first[k]) for k in first) < 10 * bound, path  # of single tensors
     assert differences(lines(one / "metrics.jsonl"), lines(many / "metrics.jsonl"), max(bound, 1e-4)) == []
+
+
+def test_every_case_is_one_that_some_kind_runs_and_the_broken_row_costs_a_step_in_each_pass(runs: Path) -> None:
+    assert {name for names in ONLY.values() for name in names} <= SHARDED.keys()
+    rows = lines(runs / "plain" / "a step left out" / "metrics.jsonl")
+    assert [row.get("steps_skipped", 0.0) for row in rows].count(1.0) == 2
+    assert sum("grad_norm" in row for row in rows) == 2
+    assert all(row["nonfinite/coefficient"] == 1.0 for row in rows if "grad_norm" not in row)
 
 
 @pytest.mark.parametrize("name", CUT)

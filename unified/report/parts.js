@@ -22,7 +22,10 @@ function heldOut(stage) {
   const rank = ([name]) => [/\/reward$/, /\/kl$/, /accurac/, /loss$/, /length$/, /./].findIndex((one) => one.test(name));
   const found = stage.summary.filter(([name]) => name.startsWith("eval/")).sort((a, b) => rank(a) - rank(b));
   const wanted = found.filter((one) => rank(one) < 5);
-  return (wanted.length ? wanted : found).slice(0, 4).map(([name, value]) => `${name.slice(5)} ${shown(value)}`).join(", ") || "–";
+  const best = stage.summary.find(([name]) => name === "best_step"); // the weights that were kept are those of this step
+  const kept = best && best[1] !== stage.steps ? ` (step ${shown(best[1])}, whose weights were kept)` : "";
+  const said = (wanted.length ? wanted : found).slice(0, 4).map(([name, value]) => `${name.slice(5)} ${shown(value)}`).join(", ");
+  return said ? said + kept : "–";
 }
 
 function overview(data, state) {
