@@ -13,7 +13,8 @@ from __future__ import annotations
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,7 +37,7 @@ class Outline:
     def __init__(self, model: Any) -> None:
         self.config = copy.deepcopy(model.config)
         self.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
-        self.num_embeddings = int(model.get_input_embeddings().num_embeddings)
+        self.num_embeddings: int | None = getattr(model.get_input_embeddings(), "num_embeddings", None)
 
     def get_input_embeddings(self) -> Outline:
         """What has as many embeddings as the model."""
@@ -70,6 +71,11 @@ class Ahead:
         finally:
             self.done.set()
 
+    def fail(self, error: BaseException) -> None:
+        """Not to be asked for any more."""
+        self.error = error
+        self.done.set()
+
     def result(self) -> list[PromptGroup]:
         """The answers, once they are there; raises what was raised."""
         self.wait()
@@ -88,13 +94,36 @@ class Rollouts:
     """What a run knows of an engine elsewhere. Nothing of it is in a checkpoint: a run that goes on pushes anew.
 
     pushed: what the engine holds; None before the first push. queue: batches asked for and not yet taken. position:
-    rows of the stream that were drawn for them. taken: the number of the batch that was taken last.
+    rows of the stream that were drawn for them. taken: the number of the batch that was taken last. outline,
+    tokenizer: what the engine sees instead of the model, and a copy for the thread; None until they are needed.
+    stopped: the run has ended, nothing more is to be asked for.
     """
 
     pushed: Pushed | None = None
     queue: deque[Ahead] = field(default_factory=deque)
     position: int = 0
     taken: int = -1
+    outline: Outline | None = None
+    tokenizer: Any = None
+    stopped: bool = False
+
+    def outline_of(self, model: Any) -> Outline:
+        """The outline of the run's policy, whose configuration stays as it is."""
+        self.outline = self.outline or Outline(model)
+        return self.outline
+
+    def copy_of(self, tokenizer: Any) -> Any:
+        """A copy of the run's tokenizer for the thread: tokenizers are not to be used by two at a time."""
+        self.tokenizer = self.tokenizer or copy.deepcopy(tokenizer)
+        return self.tokenizer
+
+    @contextmanager
+    def until_left(self) -> Iterator[None]:
+        """Around the run: when it is left, by an error too, the thread asks for no further batch."""
+        try:
+            yield
+        finally:
+            self.stopped = True
 
     def wait(self) -> None:
         """Until nothing is under way. What was raised is told to whoever takes the batch."""
@@ -102,12 +131,20 @@ class Rollouts:
             batch.wait()
 
     def start(self, batches: Sequence[Ahead]) -> None:
-        """Ask for batches, one after the other, in a thread that does not keep the program alive."""
+        """Ask for batches, one after the other, in a thread that does not keep the program alive.
+
+        Behind one that failed none is asked for: the run ends there, with the same error.
+        """
         self.queue.extend(batches)
         here = copy_context()
 
         def work() -> None:
+            failed: BaseException | None = None
             for batch in batches:
-                here.run(batch.run)
+                if failed is None and not self.stopped:
+                    here.run(batch.run)
+                    failed = batch.error
+                else:
+                    batch.fail(failed or RuntimeError("the run has ended"))
 
         threading.Thread(target=work, name="sampling ahead", daemon=True).start()

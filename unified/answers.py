@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from unified.ahead import Ahead, Outline
+from unified.ahead import Ahead
 from unified.data import PromptGroup
 from unified.pushed_weights import policy_sampler, push_weights, sampler_with, together
 from unified.stream import Sampler, Stream, pushes, seed_of
@@ -20,10 +19,13 @@ if TYPE_CHECKING:
 def answered(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
     """This process's share of the next n prompts with their answers. Every process calls it."""
     staleness = run.settings.max_staleness
-    if staleness and pushes(run.settings.engine):
+    # where the rows that drive are not sampled nothing is asked for ahead, and weights are pushed as they change
+    if staleness and pushes(run.settings.engine) and run.streams[0].online:
         driver = stream is run.streams[0]
         if driver and run.rollouts.taken != run.iteration:
             return _taken(run, stream, n, staleness)
+        if run.rollouts.pushed is None:  # a run that goes on in the middle of a batch
+            push_weights(run)
         # a refill, or rows of another term: other batches may be under way, so that weights stay as they are
         return _asked(run, stream, n, sampler_with(run, _place(run, stream, run.iteration)), ahead=driver)
     return _asked(run, stream, n, policy_sampler(run, _place(run, stream, run.iteration)))
@@ -63,7 +65,8 @@ def _taken(run: Run, stream: Stream, n: int, staleness: int) -> list[PromptGroup
     groups = together(run, batch.result) or []
     rollouts.queue.popleft()
     rollouts.taken = run.iteration
-    stream.position = batch.position
+    # behind the last one all that was drawn is done with, also what refills drew
+    stream.position = batch.position if rollouts.queue else max(batch.position, rollouts.position)
     stream.left_out = dict(Counter(stream.left_out) + Counter(batch.left_out))
     age = run.iteration - batch.pushed.batch
     if batch.batch != run.iteration or not 0 <= age <= staleness:
@@ -96,13 +99,13 @@ def _ask_ahead(run: Run, stream: Stream, n: int, first: int, last: int) -> None:
     pushed = rollouts.pushed
     assert pushed is not None
     before, left_out = stream.position, stream.left_out
-    outline, tokenizer = Outline(run.answering()), copy.deepcopy(run.tokenizer)
+    tokenizer = rollouts.copy_of(run.tokenizer)
     stream.position = rollouts.position
     batches = []
     for batch, size in sizes:
         stream.left_out = {}
         drawn = [replace(g, draw=number) for number, g in stream.draw(size)]
-        sampler = replace(sampler_with(run, _place(run, stream, batch)), model=outline, tokenizer=tokenizer)
+        sampler = replace(sampler_with(run, _place(run, stream, batch)), tokenizer=tokenizer)
         seed = seed_of("source", run.stage.seed, stream.label, batch, stream.position)
         work = partial(stream.collect, run.processes.mine(drawn), sampler, seed)
         batches.append(Ahead(batch, size, stream.position, stream.left_out, pushed, work))

@@ -12,8 +12,9 @@ LONGEST = 4000
 
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The known name nearest to a misspelt one, or None when nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return near[0] if near else None
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    swapped = [other for other in near if sorted(other) == sorted(name)]  # "wdith" is "width"
+    return next(iter(swapped or near), None)
 
 
 def cut_short(text: str, longest: int = 400) -> str:

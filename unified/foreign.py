@@ -31,6 +31,11 @@ def corrected(settings: TrainSettings) -> dict[str, Any]:
     return out
 
 
+def _models_of(source: Chosen) -> list[str]:
+    """The models of the stage that a source asks, by their references."""
+    return sorted(call_named(source.part.models, settings=source.settings)) if source.part.models else []
+
+
 def _sampled(source: Chosen | None, algorithm: Chosen) -> bool:
     """Whether answers are sampled: by the source that was chosen, or the algorithm's own."""
     part: Any = source.part if source is not None else catalogue().find("source", algorithm.part.source)
@@ -52,6 +57,13 @@ def engine_problems(settings: TrainSettings) -> list[Problem]:
     if settings.max_staleness and not away:
         hint = "drop it, or name an engine with weights of its own: `engine: {name: vllm, ...}`"
         what = "`max_staleness` needs an engine that samples while the model learns"
+        problems.append(Problem(what, ("max_staleness",), (hint,)))
+    source = settings.source
+    if settings.max_staleness and away and source is not None and (asked := _models_of(source)):
+        what = (
+            f"source '{source.name}' asks {', '.join(asked)} while it samples, which the process that learns computes"
+        )
+        hint = "drop `max_staleness`, or take a source and a reward that ask no model of the stage"
         problems.append(Problem(what, ("max_staleness",), (hint,)))
     form = engine.part.form if engine is not None and settings.adapter is None else None
     if engine is not None and form is not None and call_named(form, settings=engine.settings) == "adapter":

@@ -67,10 +67,15 @@ def policy_sampler(run: Run, place: tuple[object, ...]) -> Sampler:
 
 
 def sampler_with(run: Run, place: tuple[object, ...]) -> Sampler:
-    """A sampler with the weights that the engine holds."""
-    held = run.rollouts.pushed
+    """A sampler with the weights that the engine holds; one with weights of its own sees none of the model.
+
+    Where processes share the model out, there may be nothing to see: it is made whole only to be written.
+    """
+    held, model = run.rollouts.pushed, run.answering()
+    if pushes(run.settings.engine):
+        model = run.rollouts.outline_of(model)
     return Sampler(
-        run.settings.engine, run.answering(), run.tokenizer, held.version if held else run.step, place,
+        run.settings.engine, model, run.tokenizer, held.version if held else run.step, place,
         bf16=run.roles.bf16, receipt=held.receipt if held else None,
     )  # fmt: skip
 
@@ -90,7 +95,12 @@ def push_weights(run: Run) -> None:
     where = _folder_of(run)
     folder = where / f"v{run.step}"
     model = run.to_write("policy")
-    together(run, lambda: write_policy(run, model, folder, adapter=adapter), main=True)
+
+    def write() -> None:
+        _drop(folder)  # of a run that was killed here, and may have pushed something else
+        write_policy(run, model, folder, adapter=adapter)
+
+    together(run, write, main=True)
     probe, logp = probe_of(run)
 
     def hand_over() -> Any:
@@ -162,6 +172,12 @@ def _marked(folder: Path, version: int) -> str:
         draft.replace(marker)
         sync(folder.parent)
     return digest
+
+
+def _drop(folder: Path) -> None:
+    """A folder of weights; its marker first, which must not stand for what comes after."""
+    folder.with_name(f"{folder.name}.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _drop_others(where: Path, newest: Path) -> None:

@@ -220,7 +220,9 @@ class TrainSettings(Settings):
     eval_steps: int | None = Field(None, ge=1, description="measure every so many optimiser steps; without, at the end")
     eval_on_start: bool = Field(False, description="measure before the first step as well")
     metric_for_best_model: str | None = Field(None, description="keep the weights that are best by this eval metric")
-    greater_is_better: bool = Field(True, description="whether a higher metric is better")
+    greater_is_better: bool = Field(
+        True, description="whether a higher metric is better; of a metric whose name ends in `loss`, false if left out"
+    )
     save_steps: int | None = Field(None, ge=1, description="optimiser steps between checkpoints to resume from")
     save_total_limit: int = Field(
         2, ge=1, description="checkpoints kept, the newest; with two, a damaged one is replaced by the one before"
@@ -258,6 +260,14 @@ class TrainSettings(Settings):
         if rate == {}:
             raise ValueError("a rate, or one for a role at least: {policy: 1e-5}")
         return rate
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lower_loss_is_better(cls, data: Any) -> Any:
+        """As in transformers: a recipe that keeps the best weights by a loss need not say that less of it is better."""
+        if isinstance(data, Mapping) and str(data.get("metric_for_best_model") or "").endswith("loss"):
+            return {"greater_is_better": False, **data}
+        return data
 
     @model_validator(mode="after")
     def _corrects_for_its_engine(self) -> TrainSettings:

@@ -269,9 +269,8 @@ def _check_optimiser(settings: TrainSettings) -> list[Problem]:
     unmeasured = best_model_problem(settings, online=samples_online(settings))
     problems += [unmeasured] if unmeasured is not None else []
     if settings.metric_for_best_model and settings.evaluation is None:
-        problems.append(
-            Problem("`metric_for_best_model` needs `evaluation`", ("metric_for_best_model",), ("say what is measured",))
-        )
+        hint = "`evaluation: {}` measures the held-out rows, `evaluation: {reward: NAME}` samples answers to them"
+        problems.append(Problem("`metric_for_best_model` needs `evaluation`", ("metric_for_best_model",), (hint,)))
     roles = ("policy", "critic", "scorer")
     rates = settings.learning_rate if isinstance(settings.learning_rate, dict) else {}
     problems += [unknown_name("role", r, roles, at=("learning_rate", r)) for r in rates if r not in roles]

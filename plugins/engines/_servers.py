@@ -7,20 +7,18 @@ away, or that was answered by other weights, is asked again; nothing that other 
 from __future__ import annotations
 
 import asyncio
-import os
-import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, TypeVar
 
 import httpx2 as httpx
-from pydantic import field_validator
 
-from unified import Field, LostEngine, NewWeights, Sampling, Settings, UserError, cut_short, masked
+from unified import LostEngine, NewWeights, Sampling, UserError, cut_short, masked
+from unified_plugins.engines._servers_settings import ServersSettings, key_of
 
 T = TypeVar("T")
 #: replies of a server that may be other a moment later
@@ -29,59 +27,12 @@ _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TRIES = 5
 
 
-class ServersSettings(Settings):
-    """Where the servers are, what they serve, and how patient to be with them."""
-
-    urls: list[str] = Field(
-        min_length=1, description="http://HOST:PORT of every server, without a path; prompts are shared out over them"
-    )
-    model: str | None = Field(None, description="the name that the servers serve the model by; without, their only one")
-    api_key_env: str | None = Field(None, description="environment variable that holds the key, sent as a bearer token")
-    at_once: int = Field(64, ge=1, description="answers under way at the same time on one server")
-    timeout: float = Field(600.0, gt=0, description="seconds to wait for one reply")
-    connect_timeout: float = Field(10.0, gt=0, description="seconds to wait for a connection, and for a sign of life")
-    on_lost: Literal["wait", "stop"] = Field(
-        "wait", description="no server answers: wait for one and push the weights again, or stop with a checkpoint"
-    )
-    wait_seconds: float = Field(600.0, ge=0, description="on_lost: wait: seconds until the run stops after all")
-    tolerance: float = Field(
-        0.1, gt=0, description="nats per token, in the mean over a short text, by which servers and trainer may differ"
-    )
-    map_from: str | None = Field(None, description="how paths of pushed weights begin here, and on the servers ...")
-    map_to: str | None = Field(None, description="... where the same disk is mounted elsewhere: they begin so")
-    environment_proxies: bool = Field(
-        False, description="go through the proxies, and use the certificates, that environment variables name"
-    )
-
-    @field_validator("urls", mode="before")
-    @classmethod
-    def _one_or_more(cls, urls: Any) -> Any:
-        return [urls] if isinstance(urls, str) else urls
-
-    @field_validator("urls")
-    @classmethod
-    def _are_http(cls, urls: list[str]) -> list[str]:
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.netloc:
-                raise ValueError(f"a url begins with http:// or https:// and names a host, not {url!r}")
-            if parts.username or parts.password:
-                raise ValueError("a key has no place in a url: name its environment variable in `api_key_env`")
-        plain = [url.rstrip("/").removesuffix("/v1") for url in urls]
-        if len(set(plain)) < len(plain):
-            raise ValueError("one server is named twice")
-        return plain
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _is_a_name(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError("api_key_env is the name of an environment variable, not the key itself")
-        return name
-
-
 class Away(Exception):  # noqa: N818 - the server is away, not this program
-    """A server did not answer, or not as one that is ready."""
+    """A server did not answer, or not as one that is ready. status: what it replied, 0 where it did not."""
+
+    def __init__(self, why: str, status: int = 0) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 class Stale(Exception):  # noqa: N818 - the answer is, not this program
@@ -94,6 +45,15 @@ class Refused(Exception):  # noqa: N818 - said by the server
     def __init__(self, status: int, why: str) -> None:
         super().__init__(f"it replied {status}: {why}")
         self.status = status
+
+
+@contextmanager
+def as_expected(what: str) -> Iterator[None]:
+    """Around the reading of a reply: Refused where it is not built as expected; what: its route, and who has it so."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise Refused(200, f"not as {what} replies ({type(error).__name__}: {cut_short(str(error), 80)})") from error
 
 
 @dataclass(frozen=True)
@@ -109,7 +69,8 @@ class Servers:
     """Connections to all servers of one call; an async context manager.
 
     load(url): give a server the weights and make sure that it has them. holds(url): whether it has them still. Both
-    raise Away where it does not answer.
+    raise Away where it does not answer. each_tells: whether every answer says which weights gave it; where none does,
+    answers of a server that was lost are asked for again.
     """
 
     def __init__(
@@ -118,13 +79,17 @@ class Servers:
         settings: ServersSettings,
         load: Callable[[Servers, str], Awaitable[None]],
         holds: Callable[[Servers, str], Awaitable[bool]],
+        *,
+        each_tells: bool,
     ) -> None:
         self.name, self.settings, self._load, self._holds = name, settings, load, holds
+        self._each_tells, self._key = each_tells, key_of(settings)
         times = httpx.Timeout(settings.timeout, connect=settings.connect_timeout, pool=None)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         self._client = httpx.AsyncClient(
-            headers=_headers(settings), timeout=times, limits=limits, trust_env=settings.environment_proxies
-        )
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {}, timeout=times, limits=limits,
+            trust_env=settings.environment_proxies,
+        )  # fmt: skip
         self._turns = {url: asyncio.Semaphore(settings.at_once) for url in settings.urls}
         self._loaded: dict[str, int] = {}
         self._unsure: set[str] = set()
@@ -135,20 +100,46 @@ class Servers:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def ask(self, url: str, path: str, payload: Any = None, *, method: str = "POST") -> Any:
-        """What a server replies, as JSON where it is. Away where it does not answer; Refused where it says no."""
+    async def ask(
+        self, url: str, path: str, payload: Any = None, *, method: str = "POST", at_once: bool = False
+    ) -> Any:
+        """What a server replies, as JSON where it is. Away where it does not answer; Refused where it says no.
+
+        at_once: it has nothing to compute for this, so that `connect_timeout` bounds the reply as well.
+        UserError where it wants another key. No message holds the key.
+        """
+        times = httpx.Timeout(self.settings.connect_timeout) if at_once else httpx.USE_CLIENT_DEFAULT
         try:
-            reply = await self._client.request(method, url + path, json=payload, follow_redirects=False)
+            reply = await self._client.request(method, url + path, json=payload, timeout=times, follow_redirects=False)
         except (httpx.HTTPError, OSError) as error:
-            raise Away(f"{type(error).__name__}: {error}".rstrip(": ")) from error
-        if reply.status_code in _BUSY:
-            raise Away(f"it replied {reply.status_code}: {_said(reply)}")
-        if reply.status_code >= 300:
-            raise Refused(reply.status_code, _said(reply))
+            raise Away(self._plain(f"{type(error).__name__}: {error}".rstrip(": "))) from error
+        status = reply.status_code
+        if status in _BUSY:
+            raise Away(f"it replied {status}: {self._plain(_said(reply))}", status)
+        if status == 401:
+            raise self._wrong_key(url, self._plain(_said(reply)))
+        if status >= 300:
+            raise Refused(status, self._plain(_said(reply)))
         try:
             return reply.json()
         except ValueError:
             return reply.text
+
+    def _plain(self, text: str) -> str:
+        """A text without the key, whatever its shape and the name of its variable."""
+        return masked(text.replace(self._key, "***") if self._key else text)
+
+    def _wrong_key(self, url: str, said: str) -> UserError:
+        variable = self.settings.api_key_env
+        if variable is None:
+            return UserError(
+                f"engine '{self.name}': {url} wants a key (401: {said})",
+                "name the environment variable that holds it: `api_key_env: NAME`",
+            )
+        return UserError(
+            f"engine '{self.name}': {url} does not take the key in the variable {variable} (401: {said})",
+            "put the key of this server into it",
+        )
 
     def forget(self, url: str) -> None:
         """Give a server the weights next time, whatever it says that it holds."""
@@ -166,9 +157,12 @@ class Servers:
     async def answers(
         self, wanted: Sequence[Wanted], one: Callable[[Servers, str, Wanted], Awaitable[T]]
     ) -> dict[tuple[int, int], T]:
-        """one(servers, url, wanted) of every answer that is wanted, by its place."""
+        """one(servers, url, wanted) of every answer that is wanted, by its place.
+
+        LostEngine where for `wait_seconds` (`on_lost: stop`: in one round) servers look ready and nothing arrives.
+        """
         out: dict[tuple[int, int], T] = {}
-        pending = list(wanted)
+        pending, since = list(wanted), 0.0
         while pending:
             away = await self._make_ready(self.settings.urls)
             ready = [url for url in self.settings.urls if url not in away]
@@ -178,14 +172,32 @@ class Servers:
             shared = [(w, ready[i % len(ready)]) for i, w in enumerate(pending)]
             lost: dict[str, str] = {}
             found = await asyncio.gather(*(self._one(one, url, w, lost) for w, url in shared))
-            fine = {url: await self._still(url) for url in ready if url not in lost}
+            known = ready if not self._each_tells else [url for url in ready if url not in lost]
+            fine = {url: await self._still(url) for url in known}
             for (w, url), answer in zip(shared, found, strict=True):
                 if answer is not None and fine.get(url, True):
                     out[w.place] = answer
-            pending = [w for w in pending if w.place not in out]
+            before, pending = len(pending), [w for w in pending if w.place not in out]
             for url, why in lost.items():
                 _say(f"engine '{self.name}': {url} was lost in the middle: {why}; its answers are asked for again")
+            since = 0.0 if len(pending) < before else since or time.monotonic()
+            if since and lost:
+                await self._pause_before_next(since, lost)
         return out
+
+    async def _pause_before_next(self, since: float, lost: dict[str, str]) -> None:
+        """Nothing has arrived since then, though servers look ready: wait a little, or give up; by `on_lost`."""
+        settings = self.settings
+        if settings.on_lost == "stop" or time.monotonic() - since >= settings.wait_seconds:
+            raise self._given_up("servers look ready, and no request is answered", lost)
+        await asyncio.sleep(min(1.0, settings.wait_seconds / 10))
+
+    def _given_up(self, what: str, why: dict[str, str]) -> LostEngine:
+        said = "; ".join(f"{url}: {reason}" for url, reason in why.items())
+        return LostEngine(
+            f"engine '{self.name}': {what}: {said}",
+            "start a server again, and run the same command: the run goes on from its checkpoint",
+        )
 
     async def _one(
         self, one: Callable[[Servers, str, Wanted], Awaitable[T]], url: str, w: Wanted, lost: dict[str, str]
@@ -200,14 +212,23 @@ class Servers:
                 lost.setdefault(url, str(error))
                 return None
             except Refused as refused:
-                raise UserError(f"engine '{self.name}': {url}: {masked(str(refused))}") from refused
+                raise self.refused(url, refused) from refused
+
+    def refused(self, url: str, refused: Refused) -> UserError:
+        """The message of a server that says no."""
+        return UserError(
+            f"engine '{self.name}': {url}: {refused}",
+            "docs/rollouts.md says how a server is started, and what it gives",
+        )
 
     async def _still(self, url: str) -> bool:
-        """Whether a server still holds the weights, after it has answered."""
+        """Whether a server still holds the weights, after it has answered; or none of its answers needs this."""
         try:
             return await self._holds(self, url)
         except Away:
-            return True  # what it has answered was checked before, and each answer by itself where it tells
+            return self._each_tells
+        except Refused as refused:
+            raise self.refused(url, refused) from refused
 
     async def _make_ready(self, urls: Sequence[str]) -> dict[str, str]:
         """Have these servers hold the weights; url -> why, of those that do not answer."""
@@ -231,7 +252,8 @@ class Servers:
             return str(away)
         except Refused as refused:
             raise UserError(
-                f"engine '{self.name}': {url} does not take the weights: {masked(str(refused))}"
+                f"engine '{self.name}': {url} does not take the weights: {refused}",
+                "docs/rollouts.md says how a server is started, and what it gives",
             ) from refused
 
     async def _wait_for_one(self, away: dict[str, str]) -> None:
@@ -241,9 +263,9 @@ class Servers:
             for url, why in away.items():
                 _say(f"engine '{self.name}': {url} does not answer ({why}); the others go on without it")
             return
-        what = f"engine '{self.name}': no server answers: " + "; ".join(f"{u}: {w}" for u, w in away.items())
         if settings.on_lost == "wait":
-            _say(f"{what}; waiting for up to {settings.wait_seconds:g} s")
+            said = "; ".join(f"{url}: {why}" for url, why in away.items())
+            _say(f"engine '{self.name}': no server answers: {said}; waiting for up to {settings.wait_seconds:g} s")
         while settings.on_lost == "wait" and time.monotonic() - began < settings.wait_seconds:
             away = await self._make_ready(settings.urls)
             if len(away) < len(settings.urls):
@@ -251,9 +273,7 @@ class Servers:
                 _say(f"engine '{self.name}': {back} is back, and holds the weights again")
                 return
             await asyncio.sleep(min(1.0, settings.wait_seconds / 10))
-        raise LostEngine(
-            masked(what), "start a server again, and run the same command: the run goes on from its checkpoint"
-        )
+        raise self._given_up("no server answers", away)
 
 
 def run(work: Awaitable[T]) -> T:
@@ -283,14 +303,23 @@ def wanted(
     return [Wanted((i, k), list(p), seeds[i][k]) for i, p in enumerate(prompts) for k in range(each)]
 
 
-def path_there(settings: ServersSettings, weights: NewWeights) -> str:
-    """The folder of the weights as the servers see it. UserError where `map_from` is not how it begins."""
-    here = str(weights.folder)
-    if not settings.map_from:
-        return here
-    if not here.startswith(settings.map_from):
-        raise UserError(f"the weights lie in {here}, which does not begin with `map_from`: {settings.map_from}")
-    return (settings.map_to or "") + here.removeprefix(settings.map_from)
+async def read_anew(servers: Servers, url: str, route: str, payload: Any, path: str) -> None:
+    """Have a server read the weights in a folder; again where that fails once. UserError where it cannot.
+
+    Away where it does not answer, which is not to be told from one that is still reading.
+    """
+    for again in (True, False):
+        try:
+            await servers.ask(url, route, payload)
+            return
+        except Away as away:
+            if away.status != 500:
+                raise
+            if not again:  # it is there, and says that it cannot
+                raise UserError(
+                    f"engine '{servers.name}': {url} could not read the weights in {path}: {away}",
+                    "the server must see that folder: `map_from` and `map_to` say where it is there",
+                ) from away
 
 
 def gap(name: str, url: str, given: Sequence[float], weights: NewWeights, settings: ServersSettings) -> float:
@@ -305,17 +334,6 @@ def gap(name: str, url: str, given: Sequence[float], weights: NewWeights, settin
             "it must serve this model, unquantised, with the folder of the weights in reach; nothing was learned of it",
         )
     return found
-
-
-def _headers(settings: ServersSettings) -> dict[str, str]:
-    if settings.api_key_env is None:
-        return {}
-    key = os.environ.get(settings.api_key_env)
-    if not key:
-        raise UserError(
-            f"the environment variable {settings.api_key_env} is empty", f"it holds the key for {settings.urls[0]}"
-        )
-    return {"Authorization": f"Bearer {key}"}
 
 
 def _said(reply: Any) -> str:

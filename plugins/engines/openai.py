@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -20,15 +20,17 @@ from unified_plugins.engines._servers import (
     Away,
     Refused,
     Servers,
-    ServersSettings,
     Wanted,
+    as_expected,
     gap,
-    path_there,
+    read_anew,
     run,
     wanted,
 )
+from unified_plugins.engines._servers_settings import ServersSettings, path_there
 
 COMPLETIONS = "/v1/completions"
+NO_IDS = "no `token_ids`, which `return_token_ids` asks for; answers are never tokenised again"
 
 
 class OpenAISettings(ServersSettings):
@@ -100,7 +102,7 @@ def generate(
 
 def _servers(weights: NewWeights, settings: OpenAISettings, gaps: dict[str, float]) -> Servers:
     load = partial(_load, weights=weights, settings=settings, gaps=gaps)
-    return Servers("openai", settings, load, partial(_holds, weights=weights, settings=settings))
+    return Servers("openai", settings, load, partial(_holds, weights=weights, settings=settings), each_tells=False)
 
 
 async def _holds(servers: Servers, url: str, *, weights: NewWeights, settings: OpenAISettings) -> bool:
@@ -116,7 +118,8 @@ async def _load(
 ) -> None:
     """Tell a server to read the weights, where it has a route for that; then it must compute what the trainer does."""
     if settings.update_path is not None:
-        await servers.ask(url, settings.update_path, {settings.update_key: path_there(settings, weights)})
+        told = {settings.update_key: path_there(settings, weights)}
+        await read_anew(servers, url, settings.update_path, told, told[settings.update_key])
     try:
         gaps[url] = gap("openai", url, await _probe(servers, url, weights, settings), weights, settings)
     except UserError as error:
@@ -130,21 +133,23 @@ async def _asked(servers: Servers, url: str, prompt: list[int], params: dict[str
     """The one choice of a completion."""
     payload = {"prompt": prompt, "n": 1, "return_token_ids": True, **params, **({"model": model} if model else {})}
     reply = await servers.ask(url, COMPLETIONS, payload)
-    try:
+    with as_expected(f"{COMPLETIONS} with one choice"):
         (choice,) = reply["choices"]
-        return choice
-    except (TypeError, KeyError, ValueError) as error:
-        raise Refused(200, "no `choices` with one entry") from error
+        choice.keys()
+    return choice
 
 
 async def _probe(servers: Servers, url: str, weights: NewWeights, settings: OpenAISettings) -> list[float]:
-    """Log-probs of the probe."""
+    """Log-probs of the probe; Refused for a server that gives none, or no token ids."""
     params = {"max_tokens": 1, "temperature": 1.0, "logprobs": 1, "echo": True}
     choice = await _asked(servers, url, list(weights.probe), params, settings.model)
-    each = (choice.get("logprobs") or {}).get("token_logprobs") or []
-    if len(each) <= len(weights.logp) or any(x is None for x in each[1 : len(weights.probe)]):
-        raise Refused(200, "no log-probs of the prompt, which `echo` with `logprobs` asks for")
-    return [float(x) for x in each[1 : len(weights.probe)]]
+    if not isinstance(choice.get("token_ids"), list):
+        raise Refused(200, NO_IDS)
+    with as_expected(f"{COMPLETIONS} with `echo` and `logprobs` (log-probs of the prompt)"):
+        each = choice["logprobs"]["token_logprobs"]
+        if len(each) <= len(weights.logp):
+            raise ValueError(f"{len(each)} log-probs of {len(weights.probe)} tokens and one")
+        return [float(x) for x in each[1 : len(weights.probe)]]
 
 
 async def _reports_what_it_samples(servers: Servers, weights: NewWeights, settings: OpenAISettings) -> None:
@@ -156,9 +161,13 @@ async def _reports_what_it_samples(servers: Servers, weights: NewWeights, settin
         params = {"max_tokens": 1, "temperature": 1.0, "top_k": 1, "logprobs": 1}
         try:
             choice = await _asked(servers, url, list(weights.probe), params, settings.model)
+            with as_expected(f"{COMPLETIONS} with `logprobs`"):
+                first = float(choice["logprobs"]["token_logprobs"][0])
         except Away:
-            continue  # it is asked again when it is there
-        if abs(float(choice["logprobs"]["token_logprobs"][0])) > 1e-3:
+            continue  # the others answer; at the next call it is looked at
+        except Refused as refused:
+            raise servers.refused(url, refused) from refused
+        if abs(first) > 1e-3:
             raise UserError(
                 f"engine 'openai': {url} reports log-probs of another distribution than it samples from",
                 "sample with temperature 1 and all tokens, or have it report processed log-probs",
@@ -179,13 +188,15 @@ async def _answer(
     if sampling.stop:
         params |= {"stop": list(sampling.stop), "include_stop_str_in_output": True}
     choice = await _asked(servers, url, one.prompt, params, settings.model)
-    ids, logp = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-    if not isinstance(ids, list) or not isinstance(logp, list) or len(ids) != len(logp):
-        raise Refused(200, "no `token_ids` with as many `logprobs.token_logprobs`; answers are never tokenised again")
-    return Answer(
-        [int(i) for i in ids], sampling_logp=[float(x) for x in logp],
-        finish="stop" if choice.get("finish_reason") == "stop" else "length", version=version,
-    )  # fmt: skip
+    if not isinstance(choice.get("token_ids"), list):
+        raise Refused(200, NO_IDS)
+    if choice.get("finish_reason") not in ("stop", "length"):
+        raise Away(f"it ended an answer with {choice.get('finish_reason')!r}")
+    with as_expected(f"{COMPLETIONS} with a `logprobs.token_logprobs` for each of the `token_ids`"):
+        ids = [int(i) for i in choice["token_ids"]]
+        logp = [float(x) for _, x in zip(ids, choice["logprobs"]["token_logprobs"], strict=True)]
+    finish: Literal["stop", "length"] = "stop" if choice["finish_reason"] == "stop" else "length"
+    return Answer(ids, sampling_logp=logp, finish=finish, version=version)
 
 
 def _copy(answer: Answer) -> Answer:

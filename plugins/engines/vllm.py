@@ -18,14 +18,15 @@ from unified_plugins.engines._servers import (
     Away,
     Refused,
     Servers,
-    ServersSettings,
     Stale,
     Wanted,
+    as_expected,
     gap,
-    path_there,
+    read_anew,
     run,
     wanted,
 )
+from unified_plugins.engines._servers_settings import ServersSettings, path_there
 from unified_plugins.engines.transformers import end_ids
 
 GENERATE = "/inference/v1/generate"
@@ -97,7 +98,7 @@ def generate(
 
 def _servers(weights: NewWeights, settings: VLLMSettings, gaps: dict[str, float]) -> Servers:
     load = partial(_load, weights=weights, settings=settings, gaps=gaps)
-    return Servers("vllm", settings, load, partial(_holds, weights=weights, settings=settings))
+    return Servers("vllm", settings, load, partial(_holds, weights=weights, settings=settings), each_tells=True)
 
 
 def _mark(weights: NewWeights) -> str:
@@ -108,56 +109,62 @@ def _mark(weights: NewWeights) -> str:
 async def _holds(servers: Servers, url: str, *, weights: NewWeights, settings: VLLMSettings) -> bool:
     """Whether a server says that it has these weights."""
     if settings.push == "lora":
-        listed = await servers.ask(url, "/v1/models", method="GET")
-        return any(one["id"] == _mark(weights) for one in listed["data"])
+        return _mark(weights) in await _adapters(servers, url)
     try:
-        info = await servers.ask(url, "/weight_info", method="GET")
+        info = await servers.ask(url, "/weight_info", method="GET", at_once=True)
     except Refused as refused:
         raise _not_started(url, "VLLM_SERVER_DEV_MODE=1 in its environment") from refused
-    return bool(info["weight_version"] == _mark(weights))
+    with as_expected("/weight_info of vLLM 0.32"):
+        return bool(info["weight_version"] == _mark(weights))
+
+
+async def _adapters(servers: Servers, url: str) -> list[str]:
+    """Names of the adapters that a server has."""
+    listed = await servers.ask(url, "/v1/models", method="GET", at_once=True)
+    with as_expected("/v1/models"):
+        return [str(one["id"]) for one in listed["data"] if one.get("parent")]
 
 
 async def _load(
     servers: Servers, url: str, *, weights: NewWeights, settings: VLLMSettings, gaps: dict[str, float]
 ) -> None:
     """Give a server the weights; it has their name only when they are whole, and compute what the trainer computes."""
-    mark, path = _mark(weights), path_there(settings, weights)
     if settings.push == "lora":
-        older = [one["id"] for one in (await servers.ask(url, "/v1/models", method="GET"))["data"] if one.get("parent")]
-        try:
-            await servers.ask(url, "/v1/load_lora_adapter", {"lora_name": mark, "lora_path": path})
-        except Refused as refused:
-            if refused.status in (404, 405):
-                started = "--enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
-                raise _not_started(url, started) from refused
-            if "already" not in str(refused):
-                raise
-        for name in older:
-            if name.startswith("step-") and name != mark:
-                await servers.ask(url, "/v1/unload_lora_adapter", {"lora_name": name})
+        await _load_adapter(servers, url, weights, path_there(settings, weights))
     else:
-        try:
-            await servers.ask(url, "/update_weight_version", {"new_version": f"loading {mark}"})
-        except Refused as refused:
-            raise _not_started(url, "VLLM_SERVER_DEV_MODE=1 in its environment") from refused
-        called = {"method": "reload_weights", "kwargs": {"weights_path": path}}
-        try:
-            await servers.ask(url, "/collective_rpc", called)
-        except Away as away:
-            if "replied 500" in str(away):  # it is there, and says that it cannot
-                raise UserError(
-                    f"engine 'vllm': {url} could not read the weights in {path}: {away}",
-                    "the server must see that folder: `map_from` and `map_to` say where it is there",
-                ) from away
-            raise
-        await servers.ask(url, "/reset_prefix_cache")
-        await servers.ask(url, "/update_weight_version", {"new_version": mark})
+        await _load_all(servers, url, _mark(weights), path_there(settings, weights))
     try:
         gaps[url] = gap("vllm", url, await _probe(servers, url, weights, settings), weights, settings)
-    except UserError:
-        if settings.push == "folder":  # so that nobody takes it for what it is not
-            await servers.ask(url, "/update_weight_version", {"new_version": f"wrong {mark}"})
-        raise
+    except Stale as stale:  # it has just taken the adapter: what it does not know is the route
+        raise _not_started(url, "--enable-scale-out") from stale
+    if settings.push == "folder":  # only now, so that nobody takes it for what it is not
+        await servers.ask(url, "/update_weight_version", {"new_version": _mark(weights)})
+
+
+async def _load_adapter(servers: Servers, url: str, weights: NewWeights, path: str) -> None:
+    mark, older = _mark(weights), await _adapters(servers, url)
+    try:
+        await servers.ask(url, "/v1/load_lora_adapter", {"lora_name": mark, "lora_path": path})
+    except Refused as refused:
+        if refused.status in (404, 405):
+            started = "--enable-lora, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True in its environment"
+            raise _not_started(url, started) from refused
+        if "already" not in str(refused):
+            raise
+    for name in older:
+        if name.startswith("step-") and name != mark:
+            await servers.ask(url, "/v1/unload_lora_adapter", {"lora_name": name})
+
+
+async def _load_all(servers: Servers, url: str, mark: str, path: str) -> None:
+    """All weights; what a server calls them is not yet theirs."""
+    try:
+        await servers.ask(url, "/update_weight_version", {"new_version": f"loading {mark}"}, at_once=True)
+    except Refused as refused:
+        raise _not_started(url, "VLLM_SERVER_DEV_MODE=1 in its environment") from refused
+    called = {"method": "reload_weights", "kwargs": {"weights_path": path}}
+    await read_anew(servers, url, "/collective_rpc", called, path)
+    await servers.ask(url, "/reset_prefix_cache")
 
 
 async def _probe(servers: Servers, url: str, weights: NewWeights, settings: VLLMSettings) -> list[float]:
@@ -168,12 +175,14 @@ async def _probe(servers: Servers, url: str, weights: NewWeights, settings: VLLM
     """
     params = {"max_tokens": 1, "temperature": 1.0, "top_k": 1, "logprobs": 0, "prompt_logprobs": 0}
     reply = await _asked(servers, url, list(weights.probe), params, weights, settings)
-    (choice,) = reply["choices"]
-    last = float(choice["logprobs"]["content"][0]["logprob"])
+    with as_expected(f"{GENERATE} of vLLM 0.32"):
+        (choice,) = reply["choices"]
+        last = float(choice["logprobs"]["content"][0]["logprob"])
+        each = zip(weights.probe[1:], reply["prompt_logprobs"][1:], strict=True)
+        logp = [float(of[str(token)]["logprob"]) for token, of in each]
     if abs(last) > 1e-3:
         raise _not_started(url, "--logprobs-mode processed_logprobs")
-    each = zip(weights.probe[1:], reply["prompt_logprobs"][1:], strict=True)
-    return [float(of[str(token)]["logprob"]) for token, of in each]
+    return logp
 
 
 async def _asked(
@@ -184,6 +193,11 @@ async def _asked(
     try:
         return await servers.ask(url, GENERATE, payload)
     except Refused as refused:
+        if refused.status == 404 and settings.push == "folder" and "does not exist" in str(refused):
+            raise UserError(
+                f"engine 'vllm': {url} serves no model of the name in `model: {settings.model}`: {refused}",
+                "write the name after its --served-model-name, or leave `model` out",
+            ) from refused
         if refused.status == 404 and settings.push == "lora":
             raise Stale("it does not know the adapter any more") from refused
         if refused.status in (403, 404, 405):
@@ -196,16 +210,20 @@ async def _answer(
 ) -> Answer:
     """One answer. Stale where it was sampled, or a part of it, with other weights than those."""
     reply = await _asked(servers, url, one.prompt, {**params, "seed": one.seed}, weights, settings)
-    (choice,) = reply["choices"]
-    if settings.push == "folder":
-        names = {str(span["version"]) for span in choice["weight_versions"] or ()}
-        if names != {_mark(weights)}:
-            raise Stale(f"it answered with the weights {', '.join(sorted(names)) or 'of no name'}")
-    if choice["finish_reason"] not in ("stop", "length"):
-        raise Away(f"it ended an answer with {choice['finish_reason']!r}")
-    logp = [float(each["logprob"]) for each in choice["logprobs"]["content"]]
-    finish: Literal["stop", "length"] = "stop" if choice["finish_reason"] == "stop" else "length"
-    return Answer([int(i) for i in choice["token_ids"]], sampling_logp=logp, finish=finish, version=weights.version)
+    with as_expected(f"{GENERATE} of vLLM 0.32 (token_ids, and as many log-probs)"):
+        (choice,) = reply["choices"]
+        names = (
+            {str(span["version"]) for span in choice["weight_versions"] or ()} if settings.push == "folder" else None
+        )
+        finish, ids = choice["finish_reason"], choice["token_ids"]
+        if finish in ("stop", "length"):
+            ids = [int(i) for i in ids]
+            logp = [float(each["logprob"]) for _, each in zip(ids, choice["logprobs"]["content"], strict=True)]
+    if names is not None and names != {_mark(weights)}:
+        raise Stale(f"it answered with the weights {', '.join(sorted(names)) or 'of no name'}")
+    if finish not in ("stop", "length"):
+        raise Away(f"it ended an answer with {finish!r}")
+    return Answer(ids, sampling_logp=logp, finish=finish, version=weights.version)
 
 
 def _params(sampling: Sampling, ends: list[int]) -> dict[str, Any]:

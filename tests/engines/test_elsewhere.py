@@ -320,6 +320,17 @@ def test_what_does_not_go_together_is_said_by_the_check(engine: str, message: st
         check_recipe(load_recipe(tmp_path / "r.yaml"))
 
 
+@pytest.mark.parametrize(("factors", "expected"), [(None, ["importance"]), ("none", [])])
+def test_the_check_and_the_manifest_show_how_answers_of_a_foreign_engine_are_corrected(
+    factors: str | None, expected: list[str], tmp_path: Path
+) -> None:
+    algorithm = "algorithm: {name: grpo, factors: none}" if factors else "algorithm: grpo"
+    text = RECIPE.replace("ENGINE", "engine: {name: vllm, urls: 'http://h:1'}").replace("algorithm: grpo", algorithm)
+    (tmp_path / "r.yaml").write_text(text)
+    (planned,) = check_recipe(load_recipe(tmp_path / "r.yaml")).stages
+    assert [f["name"] for f in planned.written()["algorithm"]["factors"]] == expected  # both show what this gives
+
+
 def test_an_engine_with_weights_of_its_own_is_refused_where_nothing_gives_it_any() -> None:
     from unified.settings import Chosen
     from unified.stream import Sampler

@@ -35,13 +35,19 @@ stages:
 """
 
 
-def trained(folder: Path, output: str, processes: int) -> subprocess.CompletedProcess[str]:
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def trained(
+    folder: Path, output: str, processes: int, launch: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port"]
     command += [str(port), "-m", "unified", "run", "r.yaml", "--output", output, "--quiet"]
     about = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    about |= launch or {}
     return subprocess.run(command, cwd=folder, env={**os.environ, **about}, capture_output=True, text=True, timeout=240)
 
 
@@ -74,6 +80,40 @@ def test_two_processes_sample_and_learn_what_one_does(staleness: int, pushed: li
     assert float((one - two).norm() / one.norm()) < 1e-5
     rows = [json.loads(line) for line in (tmp_path / "of-2" / "rl" / "metrics.jsonl").read_text().splitlines()]
     assert [r["staleness"] for r in rows if "staleness" in r] == ([0, 1, 1, 1, 1] if staleness else [])
+
+
+@pytest.mark.slow
+def test_processes_that_share_out_the_weights_push_them_whole_and_learn_what_one_does(tmp_path: Path) -> None:
+    # with FSDP2 no process has a model that could be asked; the second one never sees whole weights
+    save_model(base().module, base().own_tokenizer, tmp_path / "base")
+    for processes, launch in ((1, {}), (2, FSDP2)):
+        peer = Peer(tmp_path / "base")
+        evaluated = "    evaluation: {reward: {name: length, target: 3, width: 4}, num_prompts: 3, max_tokens: 4}\n"
+        text = RECIPE.replace("URL", peer.url).replace("STALENESS", "1") + evaluated
+        (tmp_path / "r.yaml").write_text(text)
+        done = trained(tmp_path, f"of-{processes}", processes, launch)
+        peer.kill()
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert marks(peer) == [0, 1, 2, 3, 5]  # the last for the evaluation at the end
+        rows = (tmp_path / f"of-{processes}" / "rl" / "metrics.jsonl").read_text().splitlines()
+        assert max(json.loads(row).get("push/mismatch", 0.0) for row in rows) < 1e-5
+    one, two = weights(tmp_path / "of-1"), weights(tmp_path / "of-2")
+    assert float((one - two).norm() / one.norm()) < 1e-5
+
+
+@pytest.mark.slow
+def test_both_leave_where_the_server_is_lost_to_one_of_them_in_an_evaluation(tmp_path: Path) -> None:
+    # one held-out prompt: the second process asks the server nothing, and would wait for the first without end
+    save_model(base().module, base().own_tokenizer, tmp_path / "base")
+    peer = Peer(tmp_path / "base", dies_after=5 * 4 * 2)  # the first answer of the evaluation after step 2
+    about = "    evaluation: {reward: {name: length, target: 3, width: 4}, num_prompts: 1, max_tokens: 4}\n"
+    text = RECIPE.replace("URL", peer.url).replace("STALENESS", "0") + about + "    eval_steps: 2\n"
+    (tmp_path / "r.yaml").write_text(text)
+    cut = trained(tmp_path, "run", 2)
+    peer.kill()
+    assert "no server answers" in cut.stderr or "no request is answered" in cut.stderr
+    assert cut.stderr.count("exitcode  : 2") == 2, cut.stderr[-3000:]
+    assert [p.name for p in (tmp_path / "run" / "rl" / "checkpoint").glob("step-*")] == ["step-2-within"]
 
 
 @pytest.mark.slow
