@@ -78,7 +78,8 @@ def test_a_run_that_is_cut_off_keeps_the_same_pictures(tmp_path: Path, cut_at: i
 
 
 def test_the_page_of_two_steps_has_both_with_the_same_prompts_and_what_changed(tmp_path: Path) -> None:
-    trained(tmp_path, **{**PAIRS, **KEPT, "max_steps": 2})
+    two = {"name": "random_walks", "view": "pairs", "rows": 2}  # those of the pictures, so that each step is on them
+    trained(tmp_path, **{**PAIRS, **KEPT, "data": two, "batch_size": 2, "learning_rate": 1e-3, "max_steps": 2})
     pictures, _ = read_pictures(tmp_path / LENS)
     data = data_of(page(page_data({"one": pictures}, "test")))
     (strip,) = data["strips"]
