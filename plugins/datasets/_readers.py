@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
@@ -210,7 +211,7 @@ def _csv(path: Path, file: IO[bytes], delimiter: str) -> Iterator[Numbered]:
             return
         if names is None and cells:
             names = cells
-            if twice := sorted({n for n in names if names.count(n) > 1}):
+            if twice := sorted(name for name, times in Counter(names).items() if times > 1):
                 raise UserError(f"{path}:{reader.line_num}: two columns have the name '{twice[0]}'")
         elif cells and names is not None:
             yield reader.line_num, _named(names, cells)
