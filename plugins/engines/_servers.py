@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import httpx2 as httpx
 
-from unified import LostEngine, NewWeights, Sampling, UserError, cut_short, masked
+from unified import Answer, LostEngine, NewWeights, Sampling, UserError, cut_short, masked
 from unified_plugins.engines._servers_settings import ServersSettings, key_of
 
 T = TypeVar("T")
@@ -301,6 +301,42 @@ def wanted(
         )
     each = min(n, 1) if sampling.temperature == 0 else n
     return [Wanted((i, k), list(p), seeds[i][k]) for i, p in enumerate(prompts) for k in range(each)]
+
+
+def push_to(start: Callable[[dict[str, float]], Servers], weights: NewWeights) -> dict[str, Any]:
+    """Have every server take the weights, whatever it says that it holds: the receipt for `generate`.
+
+    start: makes the servers, given where each one's gap on the probe (nats) is written down by its url.
+    """
+    gaps: dict[str, float] = {}
+
+    async def work() -> None:
+        async with start(gaps) as servers:
+            for url in servers.settings.urls:
+                servers.forget(url)
+            await servers.all_ready()
+
+    run(work())
+    return {"weights": weights, "metrics": {"mismatch": max(gaps.values())} if gaps else {}}
+
+
+def by_prompt(
+    found: Mapping[tuple[int, int], Answer], tokenizer: Any, prompts: int, n: int, sampling: Sampling
+) -> list[list[Answer]]:
+    """What was found for `wanted`, as text too: n answers to each of so many prompts, no two of them one object.
+
+    Greedy answers are certain: their sampling_logp is 0.
+    """
+    once = sampling.temperature == 0
+    for answer in found.values():
+        answer.text = tokenizer.decode(answer.ids, skip_special_tokens=True)
+        if once:
+            answer.sampling_logp = [0.0] * len(answer.ids)
+    return [[_copy(found[i, 0 if once else k]) for k in range(n)] for i in range(prompts)]
+
+
+def _copy(answer: Answer) -> Answer:
+    return replace(answer, ids=list(answer.ids), sampling_logp=list(answer.sampling_logp or ()), columns={})
 
 
 async def read_anew(servers: Servers, url: str, route: str, payload: Any, path: str) -> None:

@@ -9,7 +9,6 @@ log-probs of a short text alone, before and after every call: what differs by le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -22,7 +21,9 @@ from unified_plugins.engines._servers import (
     Servers,
     Wanted,
     as_expected,
+    by_prompt,
     gap,
+    push_to,
     read_anew,
     run,
     wanted,
@@ -56,16 +57,7 @@ def push(weights: NewWeights, settings: OpenAISettings) -> dict[str, Any]:
         UserError: a server refuses them, or computes something else than the trainer.
         LostEngine: no server answers, and none came back in time.
     """
-    gaps: dict[str, float] = {}
-
-    async def work() -> None:
-        async with _servers(weights, settings, gaps) as servers:
-            for url in settings.urls:  # what is held is not asked: small steps do not show
-                servers.forget(url)
-            await servers.all_ready()
-
-    run(work())
-    return {"weights": weights, "metrics": {"mismatch": max(gaps.values())} if gaps else {}}
+    return push_to(partial(_servers, weights, settings), weights)
 
 
 def generate(
@@ -82,22 +74,16 @@ def generate(
     The sampling_logp of greedy answers (temperature 0) is 0: they are certain.
     """
     weights: NewWeights = receipt["weights"]
-    once = sampling.temperature == 0
 
     async def work() -> dict[tuple[int, int], Answer]:
         async with _servers(weights, settings, {}) as servers:
-            if not once and (sampling.temperature != 1 or not sampling.whole):
+            if sampling.temperature != 0 and (sampling.temperature != 1 or not sampling.whole):
                 await servers.all_ready()
                 await _reports_what_it_samples(servers, weights, settings)
             one = partial(_answer, sampling=sampling, settings=settings, version=weights.version)
             return await servers.answers(wanted(prompts, n, sampling, seeds), one)
 
-    found = run(work())
-    for answer in found.values():
-        answer.text = tokenizer.decode(answer.ids, skip_special_tokens=True)
-        if once:
-            answer.sampling_logp = [0.0] * len(answer.ids)
-    return [[_copy(found[i, 0 if once else k]) for k in range(n)] for i in range(len(prompts))]
+    return by_prompt(run(work()), tokenizer, len(prompts), n, sampling)
 
 
 def _servers(weights: NewWeights, settings: OpenAISettings, gaps: dict[str, float]) -> Servers:
@@ -197,10 +183,6 @@ async def _answer(
         logp = [float(x) for _, x in zip(ids, choice["logprobs"]["token_logprobs"], strict=True)]
     finish: Literal["stop", "length"] = "stop" if choice["finish_reason"] == "stop" else "length"
     return Answer(ids, sampling_logp=logp, finish=finish, version=version)
-
-
-def _copy(answer: Answer) -> Answer:
-    return replace(answer, ids=list(answer.ids), sampling_logp=list(answer.sampling_logp or ()), columns={})
 
 
 @hookimpl

@@ -9,7 +9,6 @@ weights that gave it: what a server that was started anew has sampled with its f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,7 +20,9 @@ from unified_plugins.engines._servers import (
     Stale,
     Wanted,
     as_expected,
+    by_prompt,
     gap,
+    push_to,
     read_anew,
     run,
     wanted,
@@ -53,16 +54,7 @@ def push(weights: NewWeights, settings: VLLMSettings) -> dict[str, Any]:
         UserError: a server refuses them, or computes something else than the trainer.
         LostEngine: no server answers, and none came back in time.
     """
-    gaps: dict[str, float] = {}
-
-    async def work() -> None:
-        async with _servers(weights, settings, gaps) as servers:
-            for url in settings.urls:  # what a server says that it has is not enough here
-                servers.forget(url)
-            await servers.all_ready()
-
-    run(work())
-    return {"weights": weights, "metrics": {"mismatch": max(gaps.values())} if gaps else {}}
+    return push_to(partial(_servers, weights, settings), weights)
 
 
 def generate(
@@ -87,13 +79,7 @@ def generate(
             one = partial(_answer, params=params, weights=weights, settings=settings)
             return await servers.answers(wanted(prompts, n, sampling, seeds), one)
 
-    found = run(work())
-    for answer in found.values():
-        answer.text = tokenizer.decode(answer.ids, skip_special_tokens=True)
-        if sampling.temperature == 0:
-            answer.sampling_logp = [0.0] * len(answer.ids)
-    once = sampling.temperature == 0
-    return [[_copy(found[i, 0 if once else k]) for k in range(n)] for i in range(len(prompts))]
+    return by_prompt(run(work()), tokenizer, len(prompts), n, sampling)
 
 
 def _servers(weights: NewWeights, settings: VLLMSettings, gaps: dict[str, float]) -> Servers:
@@ -233,10 +219,6 @@ def _params(sampling: Sampling, ends: list[int]) -> dict[str, Any]:
         "max_tokens": sampling.max_tokens, "stop": list(sampling.stop), "include_stop_str_in_output": True,
         "stop_token_ids": ends, "ignore_eos": True, "logprobs": 0, "n": 1, "repetition_penalty": 1.0,
     }  # fmt: skip
-
-
-def _copy(answer: Answer) -> Answer:
-    return replace(answer, ids=list(answer.ids), sampling_logp=list(answer.sampling_logp or ()), columns={})
 
 
 def _not_started(url: str, how: str) -> UserError:
