@@ -17,6 +17,7 @@ import torch
 from unified.blame import named_step
 from unified.checkpoint import keep_best_weights, load_best_weights, resume, save_checkpoint
 from unified.data import PromptGroup
+from unified.dealt import places
 from unified.disk import space_for
 from unified.errors import LostEngine
 from unified.evaluate import evaluate
@@ -298,22 +299,19 @@ def split(run: Run, table: Table, parts: int, epoch: int) -> list[list[int]]:
 
     Which groups make a step does not depend on which process has them: the order is that of all processes' groups.
     """
-    rank = run.processes.rank
-    mine = [(group.draw, rank, place) for place, group in enumerate(table.groups)]
-    every = sorted(run.processes.lists(mine))
+    own, number = places(run.processes, table.groups)
+    order = list(range(number))
     if parts > 1 or epoch > 0:
         generator = torch.Generator().manual_seed(seed_of("split", run.stage.seed, run.iteration, epoch))
-        every = [every[i] for i in torch.randperm(len(every), generator=generator).tolist()]
-    ends = [round(len(every) * (k + 1) / parts) for k in range(parts)]
+        order = torch.randperm(number, generator=generator).tolist()
+    ends = [round(number * (k + 1) / parts) for k in range(parts)]
     starts = [0, *ends[:-1]]
-    rows: list[list[int]] = []
+    rows: dict[int, range] = {}
     at = 0
-    for group in table.groups:
-        rows.append(list(range(at, at + len(group.answers))))
+    for place, group in zip(own, table.groups, strict=True):
+        rows[place] = range(at, at + len(group.answers))
         at += len(group.answers)
-    return [
-        [i for _, of, place in every[a:b] if of == rank for i in rows[place]] for a, b in zip(starts, ends, strict=True)
-    ]
+    return [[i for place in order[a:b] for i in rows.get(place, ())] for a, b in zip(starts, ends, strict=True)]
 
 
 def means(totals: dict[str, tuple[float, float]], steps: int) -> dict[str, float]:
