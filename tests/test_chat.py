@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.tools import tiny_policy
-from unified import Answer, Sampling, UserError, save_model
+from tests.tools import chatty_model
+from unified import Answer, Sampling, UserError
 from unified.chat_tool import HELP, Growing, converse
 from unified.cli import app
 from unified.found_model import find_model
@@ -20,15 +20,7 @@ from unified.generate_tool import Speaker
 @pytest.fixture(scope="module")
 def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a chat template."""
-    folder = tmp_path_factory.mktemp("chatty") / "model"
-    artifact = tiny_policy()
-    tokenizer = artifact.tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'][0] }}={{ m['content'] }}#{% endfor %}"
-        "{% if add_generation_prompt %}a={% endif %}"
-    )
-    save_model(artifact.module, tokenizer, folder)
-    return folder
+    return chatty_model(tmp_path_factory.mktemp("chatty") / "model")
 
 
 def unified(*arguments: str | Path, text: str | None = None) -> Result:

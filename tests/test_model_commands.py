@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
-from tests.tools import tiny_policy, tiny_scalar
+from tests.tools import chatty_model, tiny_policy, tiny_scalar
 from unified import UserError, api, save_model
 from unified.cli import app
 from unified.export import fields_of
@@ -48,15 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with a chat template."""
-    folder = tmp_path_factory.mktemp("chatty") / "model"
-    artifact = tiny_policy()
-    tokenizer = artifact.tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'][0] }}={{ m['content'] }}#{% endfor %}"
-        "{% if add_generation_prompt %}a={% endif %}"
-    )
-    save_model(artifact.module, tokenizer, folder)
-    return folder
+    return chatty_model(tmp_path_factory.mktemp("chatty") / "model")
 
 
 def unified(*arguments: str | Path, text: str | None = None) -> Result:

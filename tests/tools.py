@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from unified import Answer, PromptGroup
+from unified import Answer, PromptGroup, save_model
 from unified.models import Artifact, scalar_head
 from unified.running import Run, Table, tabulate
 from unified.settings import parse
@@ -63,6 +63,18 @@ def tiny_policy(
         if parameter.dim() > 1:
             parameter.data.normal_(0, scale)
     return Artifact("policy", module=model, own_tokenizer=letter_tokenizer())
+
+
+def chatty_model(folder: Path) -> Path:
+    """Writes a policy with a chat template: of every turn the first letter of its role, =, its text, #."""
+    artifact = tiny_policy()
+    tokenizer = artifact.tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'][0] }}={{ m['content'] }}#{% endfor %}"
+        "{% if add_generation_prompt %}a={% endif %}"
+    )
+    save_model(artifact.module, tokenizer, folder)
+    return folder
 
 
 def tiny_scalar(kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Artifact:

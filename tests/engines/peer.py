@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -195,3 +197,23 @@ def _logp(model: Any, ids: list[int]) -> list[float]:
     """Of each token but the first, given those before it."""
     scores = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
     return [float(x) for x in scores[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]]
+
+
+Starts = Callable[..., Peer]
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Starts]:
+    """Starts servers that hold the weights of a folder; those that still run at the end are killed."""
+    running: list[Peer] = []
+
+    def begin(port: int = 0, **faults: Any) -> Peer:
+        running.append(Peer(folder, port, **faults))
+        return running[-1]
+
+    try:
+        yield begin
+    finally:
+        for peer in running:
+            if not peer.http.dead:
+                peer.kill()

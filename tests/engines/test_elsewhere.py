@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import unified.loop
-from tests.engines.peer import Peer
+from tests.engines.peer import Peer, Starts, serving
 from tests.tools import stage, train_settings
 from unified import LostEngine, UserError, catalogue, check_recipe, load_recipe, save_model
 from unified.checkpoint import steps_in
@@ -33,7 +33,6 @@ ONLINE: dict[str, Any] = {
     "reward": REWARD, "source": {"name": "rollouts", "group_size": 4, "max_tokens": 5}, "batch_size": 2,
     "learning_rate": 1e-2, "max_steps": 6,
 }  # fmt: skip
-Starts = Callable[..., Peer]
 
 
 def base() -> Artifact:
@@ -45,16 +44,8 @@ def base() -> Artifact:
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Starts]:
     save_model(base().module, base().own_tokenizer, tmp_path / "base")
-    running: list[Peer] = []
-
-    def begin(port: int = 0, **faults: Any) -> Peer:
-        running.append(Peer(tmp_path / "base", port, **faults))
-        return running[-1]
-
-    yield begin
-    for peer in running:
-        if not peer.http.dead:
-            peer.kill()
+    with serving(tmp_path / "base") as begin:
+        yield begin
 
 
 def context_of(folder: Path, heard: list[Any] | None = None) -> Any:

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.engines.peer import Peer, _logp
+from tests.engines.peer import Starts, _logp, serving
 from tests.tools import tiny_policy
 from unified import Answer, Artifact, LostEngine, NewWeights, Sampling, UserError, call_named, catalogue, save_model
 
 PROMPTS = [[5, 6, 7], [8, 9], [3, 4, 5, 6]]
 PROBE = tuple(range(3, 19))
-Starts = Callable[..., Peer]
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Starts]:
     """Starts servers that hold the weights of seed 0."""
     save_model(tiny_policy().module, tiny_policy().own_tokenizer, tmp_path / "base")
-    running: list[Peer] = []
-
-    def begin(port: int = 0, **faults: Any) -> Peer:
-        running.append(Peer(tmp_path / "base", port, **faults))
-        return running[-1]
-
-    yield begin
-    for peer in running:
-        if not peer.http.dead:
-            peer.kill()
+    with serving(tmp_path / "base") as begin:
+        yield begin
 
 
 def weights_on(folder: Path, made: Artifact, seed: int) -> NewWeights:
