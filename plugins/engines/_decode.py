@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from unified import Sampling
-from unified_plugins.engines._cache import PROMPTS, TOKENS, KeyValue, RowsCache
+from unified_plugins.engines._cache import PROMPTS, TOKENS, RowsCache
+from unified_plugins.engines._places import KeyValue
 from unified_plugins.engines._rows import Row, extend, longest_first
 
 #: tokens of prompts that are computed together, at most, unless one prompt alone has more
@@ -30,7 +31,15 @@ _tried: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
 
 class Decoder:
-    """Draws rows to their ends, at most `max_batch` at a time."""
+    """Draws rows to their ends, at most `max_batch` at a time.
+
+    rows: those that are being drawn. logits: of the next token of each, [live, vocab].
+    """
+
+    cache: RowsCache
+    rows: list[Row]
+    logits: Tensor
+    _begun: tuple[int, dict[int, KeyValue], Tensor] | None  # a prompt some answers of which wait
 
     def __init__(
         self, model: Any, prompts: Sequence[list[int]], sampling: Sampling, ends: Collection[int], max_batch: int
@@ -42,11 +51,7 @@ class Decoder:
     def run(self, rows: Sequence[Row]) -> None:
         """Fill the rows, which are new; their order has no influence on what is drawn."""
         waiting = deque(longest_first(rows, self.prompts))
-        most = max((len(self.prompts[row.prompt]) + row.limit for row in rows), default=0)
-        self.cache = RowsCache(min(self.max_batch, len(rows)), most)
-        self.rows: list[Row] = []
-        self.logits = torch.empty(0)  # [live, vocab], of each row's next token
-        self._begun: tuple[int, dict[int, KeyValue], Tensor] | None = None  # a prompt some answers of which wait
+        self.start(rows)
         with attention_functions(self.model) as switch:
             while waiting or self.rows:
                 free = self.cache.capacity - len(self.rows)
@@ -59,6 +64,13 @@ class Decoder:
                 if self.rows:
                     switch(TOKENS)
                     self.logits = self._step(tokens)
+
+    def start(self, rows: Collection[Row]) -> None:
+        """Make ready for these rows; prompts are held apart where one of them has several."""
+        prompt, answer = max(len(self.prompts[row.prompt]) for row in rows), max(row.limit for row in rows)
+        shared = len({row.prompt for row in rows}) < len(rows)
+        self.cache = RowsCache(min(self.max_batch, len(rows)), prompt, answer, shared=shared)
+        self.rows, self.logits, self._begun = [], torch.empty(0), None
 
     def _admit(self, waiting: deque[Row]) -> None:
         """Let rows in: those of the prompt that has been begun, else those of the next few prompts."""
@@ -170,13 +182,13 @@ def _try(model: Any) -> str | None:
         return "its code takes no attention function by name"
     size = int(model.get_input_embeddings().weight.shape[0])
     prompts = [[(7 * i + 3 * j + 1) % size for j in range(n)] for i, n in enumerate((5, 2, 9))]
-    answers = [[(11 * i + 5 * j + 2) % size for j in range(4)] for i in range(3)]
+    answers = [(own, [(11 * i + 5 * j + 2) % size for j in range(4)]) for i, own in enumerate((0, 0, 1, 2))]
     device = next(model.parameters()).device
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             plain = [
                 model(input_ids=torch.tensor([p + a], device=device), use_cache=False).logits[0, len(p) - 1 : -1]
-                for p, a in zip(prompts, answers, strict=True)
+                for p, a in ((prompts[own], answer) for own, answer in answers)
             ]
             found = _forced(model, prompts, answers)
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
@@ -191,20 +203,21 @@ def _try(model: Any) -> str | None:
     return None
 
 
-def _forced(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
-    """[prompts, tokens, vocab]: the logits that each token of given answers would have been drawn from."""
-    tokens = len(answers[0])
-    decoder = Decoder(model, prompts, Sampling(), (), len(prompts))
-    decoder.cache = RowsCache(len(prompts), max(map(len, prompts)) + tokens)
-    decoder.rows, decoder.logits, decoder._begun = [], torch.empty(0), None
-    waiting = deque(Row(i, 0, tokens) for i in range(len(prompts)))
+def _forced(model: Any, prompts: list[list[int]], answers: list[tuple[int, list[int]]]) -> Tensor:
+    """[answers, tokens, vocab]: the logits that each token of given (prompt, answer) would have been drawn from."""
+    tokens = len(answers[0][1])
+    waiting = deque(Row(own, 0, tokens) for own, _ in answers)
+    decoder = Decoder(model, prompts, Sampling(), (), len(answers))
+    decoder.start(waiting)
     with attention_functions(model) as switch:
         switch(PROMPTS)
-        decoder._admit(waiting)
+        while waiting:
+            decoder._admit(waiting)
         switch(TOKENS)
         out = [decoder.logits]
         for place in range(tokens - 1):
-            for row, answer in zip(decoder.rows, answers, strict=True):
+            for row, (_, answer) in zip(decoder.rows, answers, strict=True):
                 row.ids.append(answer[place])
-            out.append(decoder._step(torch.tensor([answer[place] for answer in answers], device=decoder.device)))
+            given = torch.tensor([answer[place] for _, answer in answers], device=decoder.device)
+            out.append(decoder._step(given))
     return torch.stack(out, 1)

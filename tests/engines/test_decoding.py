@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engines.tiny import KINDS, PROMPTS, Tokenizer, flat, logits_of, sample, seeds_of, tiny
+from tests.engines.tiny import KINDS, PROMPTS, VOCAB, Tokenizer, flat, logits_of, sample, seeds_of, tiny
 from unified import Sampling, call_named, catalogue
 
 # --- one answer, whatever stands beside it ---
@@ -92,6 +92,54 @@ def test_answers_may_grow_far_beyond_the_room_that_was_made_at_first():
         logp = logits_of(model, [5, 6], answer.ids).log_softmax(-1)
         expected = logp.gather(1, torch.tensor(answer.ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(answer.sampling_logp), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "qwen2"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_prompts_and_answers_of_very_different_length_are_read_where_they_are(monkeypatch, kind, n):
+    # 20 prompts of 1 to 172 tokens, 24 rows at a time: several lengths are multiplied apart, and rows leave and come
+    from unified_plugins.engines import _places
+
+    monkeypatch.setattr(_places, "TOGETHER", 3)
+    monkeypatch.setattr(_places, "SIMILAR", 4)
+    monkeypatch.setattr(_places, "ROUND", 2)
+    model = tiny(kind, max_position_embeddings=512)
+    prompts = [[3 + (7 * i + 5 * j) % (VOCAB - 3) for j in range(1 + 9 * i)] for i in range(20)]
+    found = sample(model, prompts, n, max_tokens=60, max_batch=24, decode="fast")
+    lengths = [len(a.ids) for own in found for a in own]
+    assert len(lengths) == 20 * n
+    assert max(lengths) >= min(lengths) + 12
+    for prompt, own in zip(prompts, found, strict=True):
+        for answer in own:
+            logp = logits_of(model, prompt, answer.ids).log_softmax(-1)
+            expected = logp.gather(1, torch.tensor(answer.ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(answer.sampling_logp), expected, atol=2e-4, rtol=1e-3)
+
+
+def test_a_prompt_is_held_once_for_all_of_its_answers_until_the_last_of_them_has_ended():
+    from unified_plugins.engines._cache import RowsCache
+    from unified_plugins.engines._places import KeyValue
+
+    def layer(length: int, mark: float) -> dict[int, KeyValue]:
+        return {0: KeyValue(torch.full((2, length, 4), mark), torch.full((2, length, 4), -mark))}
+
+    cache = RowsCache(6, 40, 10, shared=True)
+    for length, mark, rows in ((40, 1.0, 3), (20, 2.0, 1), (5, 3.0, 2)):
+        cache.admit(layer(length, mark), rows)
+    assert (cache.owner, cache.lengths, cache.rows.live) == ([0, 0, 0, 1, 2, 2], [40, 20, 5], 6)
+    held = [layer.key for layer in (cache.prompts.layers[0], cache.rows.layers[0])]
+    assert [k.shape[-2] for k in held] == [40, 10]  # the prompts' own lengths, and that of answers
+    cache.keep([0], [3], 3)  # rows 0, 4 and 5 have ended: row 3 takes the first place, the third prompt leaves
+    assert (cache.owner, cache.lengths, cache.prompts.live) == ([1, 0, 0], [40, 20], 2)
+    cache.keep([1], [2], 2)
+    cache.keep([], [], 1)  # the first prompt leaves, the second takes its place
+    assert (cache.owner, cache.lengths, cache.prompts.live) == ([0], [20], 1)
+    key = cache.prompts.layers[0].key
+    assert (key[0, :, :20] == 2.0).all()
+    alone = RowsCache(6, 40, 10, shared=False)
+    alone.admit(layer(40, 1.0), 1)
+    assert alone.prompts.layers == {}
+    assert (alone.rows.layers[0].value[0, :, :40] == -1.0).all()
 
 
 # --- what ends an answer ---
