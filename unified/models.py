@@ -24,6 +24,7 @@ from unified.configurations import made_tokenizer
 from unified.disk import space_for, whole_folder
 from unified.errors import UserError, cut_short, shown
 from unified.lora import carries_adapter, taken_off, write_adapter
+from unified.norms import lighten_norms
 from unified.stage import ModelSettings
 from unified.weights import architectures_of, code_hint, refuse_pickled
 
@@ -85,10 +86,10 @@ class Artifact:
             model = taken_off(model, folded=True) if carries_adapter(model) else model
             model = model if kind == self.kind else _scalar_from(model, self.trusted)
             set_dropout(model, dropout)
-            return _with_attention(model)
+            return _prepared(model)
         if self.adapts is not None:
             model = folded(self.adapts.load(self.kind, dropout=dropout), str(self.path))
-            return model if kind == self.kind else _with_attention(_scalar_from(model, self.trusted))
+            return model if kind == self.kind else _prepared(_scalar_from(model, self.trusted))
         return _from_path(str(self.path), kind, dropout, self.trusted)
 
     def __str__(self) -> str:
@@ -122,7 +123,7 @@ def new_policy(config: dict[str, Any], tokenizer: Any, seed: int) -> Artifact:
         _no_dropout(made, None)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            model = _with_attention(AutoModelForCausalLM.from_config(made))
+            model = _prepared(AutoModelForCausalLM.from_config(made))
     except _BROKEN as error:
         raise UserError(f"no model can be built from {shown(config)}: {_first_line(error)}") from error
     return Artifact("policy", module=model.float(), own_tokenizer=tokenizer)
@@ -312,11 +313,11 @@ def _from_path(path: str, kind: Kind, dropout: float | None, trusted: bool) -> A
         )
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()  # loaded weights are memory-mapped and unaligned, which changes bits
-    return _with_attention(model)
+    return _prepared(model)
 
 
-def _with_attention(model: Any) -> Any:
-    """The model with the attention of this project, where its code lets attention be chosen; otherwise as it is.
+def _prepared(model: Any) -> Any:
+    """The model with the attention and norms of this project, where its code lets them be chosen; otherwise as it is.
 
     A model that computes its own (GPT-J, BLOOM), or one whose scores have a term that is not known here (sinks), would
     misread the mask or leave the term out without a word. A cap on the scores is known here.
@@ -324,6 +325,7 @@ def _with_attention(model: Any) -> Any:
     capped = getattr(model.config, "attn_logit_softcapping", None) is not None
     if model._supports_attention_backend and (model._supports_sdpa or capped):
         model.config._attn_implementation = ATTENTION
+    lighten_norms(model)
     return model
 
 

@@ -74,7 +74,7 @@ class SampleSettings(Settings):
     too_long: Literal["refuse", "drop"] = Field("refuse", description="rows over max_length: an error, or dropped")
     prompts_at_once: int = Field(256, ge=1, description="prompts handed to the engine together")
     tokens_per_micro_batch: int | None = Field(
-        None, ge=1, description="token slots of one forward of a reward model; without, 2048 on a CPU, else 8192"
+        None, ge=1, description="token slots of one forward of a reward model; without, 4096 on a CPU, else 8192"
     )
 
     @classmethod

@@ -160,4 +160,4 @@ def test_out_of_memory_is_one_message_that_says_which_budget_to_lower(tmp_path: 
         step_gradient(run, random_groups(2, 2))
     said = str(refused.value)
     assert "stage 'test': out of memory" in said
-    assert "lower `tokens_per_micro_batch` (now 2048)" in said
+    assert "lower `tokens_per_micro_batch` (now 4096)" in said
