@@ -1,7 +1,7 @@
 """Log-probs of given tokens from hidden states, without ever holding [tokens, vocabulary].
 
 Forward and backward visit the tokens in chunks; the backward pass computes the logits of a chunk again instead of
-keeping them.
+keeping them. On a GPU kernels of another package may do the same: see `fused_logprob`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from unified.fused_logprob import Fused, applies, fused_push, fused_read, trusted
 
 #: numbers in one chunk of logits; 16 MiB in float32
 CHUNK_NUMBERS = 2_097_152
@@ -81,11 +83,32 @@ def read_distribution(
 
     Without a weight `hidden` holds the logits themselves, [tokens, vocab]. collision: also give log Σ p².
     """
+    if not (entropy or collision) and weight is not None:
+        fused = _fused(hidden, weight, bias, temperature, dtype)
+        if fused is not None:
+            logp = fused_read(fused, hidden, weight, target, dtype or hidden.dtype)
+            return Readings(logp, torch.zeros_like(logp), torch.zeros_like(logp))
     rows = max(1, chunk_numbers // (hidden.shape[1] if weight is None else weight.shape[0]))
     asked = (entropy, collision)
     return Readings(
         *_LinearLogProb.apply(hidden, weight, bias, target, temperature, asked, dtype or hidden.dtype, rows)
     )
+
+
+def _fused(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, dtype: torch.dtype | None
+) -> Fused | None:
+    """Kernels that compute what is asked and agreed with the function here; None: the chunks."""
+    product = dtype or hidden.dtype
+    if not applies(hidden, weight, bias, temperature, product):
+        return None
+    return trusted(hidden.device, product, _by_chunks)
+
+
+def _by_chunks(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """logp [tokens] of small inputs by the function here, in their own type."""
+    logp: Tensor = _LinearLogProb.apply(hidden, weight, None, target, 1.0, (False, False), hidden.dtype, len(target))[0]
+    return logp
 
 
 def weighted_logprob(
@@ -108,6 +131,9 @@ def weighted_logprob(
     Returns:
         The sum, differentiable, and logp [tokens] in nats without gradient.
     """
+    fused = None if weight is None else _fused(hidden, weight, bias, temperature, dtype)
+    if fused is not None and weight is not None:
+        return fused_push(fused, hidden, weight, target, push, dtype or hidden.dtype)
     rows = max(1, chunk_numbers // (hidden.shape[1] if weight is None else weight.shape[0]))
     total, logp = _WeightedLogProb.apply(hidden, weight, bias, target, push, temperature, dtype or hidden.dtype, rows)
     return total, logp
