@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ TITLES = tuple(f"{name}-{model}" for name in ("sft", "dpo-128-128", "grpo-64") f
 #: steps of one block, blocks, and steps before the first
 STEPS, BLOCKS, WARM = 2, 3, 2
 #: the engine's own budget on a CPU
-MICRO = 2048
+MICRO = 4096
 
 
 def probe() -> dict[str, float]:
@@ -85,7 +85,7 @@ def predicted(case: Case, peaks: dict[str, float], *, bf16: bool) -> dict[str, f
     model = ModelSettings(path=None, new=shape, tokenizer=None)
     on = Hardware(1, Device("this machine", memory=1e12, **peaks))
     assert work is not None
-    cost = cost_of(work, lambda reference, scalar: size_of(model, nowhere, scalar=scalar), on)
+    cost = cost_of(replace(work, on_cpu=True), lambda reference, scalar: size_of(model, nowhere, scalar=scalar), on)
     assert cost is not None
     assert cost.seconds is not None
     own = cost.memory.total - cost.memory.weights - cost.memory.optimiser

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from unified.errors import PluginError, UserError
-from unified.logprob import CHUNK_NUMBERS, chunk_of_logits
+from unified.logprob import chunk_of_logits, chunk_rows
 from unified.parts import Algorithm
 from unified.registry import call_named
 from unified.settings import Settings
@@ -116,7 +116,7 @@ def divergence(
     *,
     temperature: float = 1.0,
     dtype: torch.dtype | None = None,
-    chunk_numbers: int = CHUNK_NUMBERS,
+    chunk_numbers: int | None = None,
 ) -> Tensor:
     """−loss of every token, differentiable in the student.
 
@@ -126,13 +126,13 @@ def divergence(
         function: the divergence of a chunk; teacher: its log-probs of the tokens of a slice, without gradient.
         temperature: divides the logits; positive.
         dtype: of the matrix products; without, that of `hidden`.
-        chunk_numbers: largest number of logits of one model held at once.
+        chunk_numbers: largest number of logits of one model held at once; see `token_logprobs`.
     Returns:
         [tokens], float32, or float64 for float64 input.
     Raises:
         PluginError: the function raised, gave a wrong shape, or a loss that is not finite.
     """
-    rows = max(1, chunk_numbers // (hidden if weight is None else weight).shape[-1 if weight is None else 0])
+    rows = chunk_rows(hidden, weight, chunk_numbers)
     value: Tensor = _Divergence.apply(hidden, weight, bias, function, teacher, temperature, dtype or hidden.dtype, rows)
     return value
 

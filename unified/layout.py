@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unified.attention import Segment
 from unified.data import Answer, PromptGroup
+from unified.streams import Segment
 
 Kind = Literal["padded", "packed", "padded-left", "prefix-shared"]
 #: what a shared prompt costs in further calls of attention, in tokens that could be computed meanwhile: measured on one

@@ -14,10 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from unified.fused_logprob import Fused, applies, fused_push, fused_read, trusted
 
-#: numbers in one chunk of logits; 16 MiB in float32
-CHUNK_NUMBERS = 2_097_152
-#: numbers in one part of the product that is added to a head's gradient
-PRODUCT_NUMBERS = 2_097_152
+#: numbers in one chunk of logits on a CPU, 16 MiB in float32, and on other devices, 256 MiB: a product of fewer than
+#: some 300 tokens waits for the head's weight there (989 TFLOP/s and 3.35 TB/s, NVIDIA H100 data sheet, 2023)
+CHUNK_NUMBERS, CHUNK_ELSEWHERE = 2_097_152, 67_108_864
 
 
 def token_logprobs(
@@ -29,7 +28,7 @@ def token_logprobs(
     temperature: float = 1.0,
     entropy: bool = False,
     dtype: torch.dtype | None = None,
-    chunk_numbers: int = CHUNK_NUMBERS,
+    chunk_numbers: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(hidden @ weight.T + bias, divided by temperature) of the target tokens, differentiable.
 
@@ -38,7 +37,7 @@ def token_logprobs(
         temperature: divides the logits; positive.
         entropy: also give the entropy of each distribution.
         dtype: of the matrix products (bfloat16 under autocast); without, that of `hidden`. Sums are at least float32.
-        chunk_numbers: largest number of logits held at once.
+        chunk_numbers: largest number of logits held at once; without, as many as the device is quick with.
     Returns:
         logp [tokens] in nats, and entropy [tokens] in nats or None; float32, or float64 for float64 input.
     Raises:
@@ -77,7 +76,7 @@ def read_distribution(
     entropy: bool = False,
     collision: bool = False,
     dtype: torch.dtype | None = None,
-    chunk_numbers: int = CHUNK_NUMBERS,
+    chunk_numbers: int | None = None,
 ) -> Readings:
     """`token_logprobs` of shapes that fit, together with further statistics of the same chunks of logits.
 
@@ -88,7 +87,7 @@ def read_distribution(
         if fused is not None:
             logp = fused_read(fused, hidden, weight, target, dtype or hidden.dtype)
             return Readings(logp, torch.zeros_like(logp), torch.zeros_like(logp))
-    rows = max(1, chunk_numbers // (hidden.shape[1] if weight is None else weight.shape[0]))
+    rows = chunk_rows(hidden, weight, chunk_numbers)
     asked = (entropy, collision)
     return Readings(
         *_LinearLogProb.apply(hidden, weight, bias, target, temperature, asked, dtype or hidden.dtype, rows)
@@ -120,7 +119,7 @@ def weighted_logprob(
     *,
     temperature: float = 1.0,
     dtype: torch.dtype | None = None,
-    chunk_numbers: int = CHUNK_NUMBERS,
+    chunk_numbers: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ push · logp of `read_distribution`, for pushes that are known before: logits are computed once, not twice.
 
@@ -134,9 +133,16 @@ def weighted_logprob(
     fused = None if weight is None else _fused(hidden, weight, bias, temperature, dtype)
     if fused is not None and weight is not None:
         return fused_push(fused, hidden, weight, target, push, dtype or hidden.dtype)
-    rows = max(1, chunk_numbers // (hidden.shape[1] if weight is None else weight.shape[0]))
+    rows = chunk_rows(hidden, weight, chunk_numbers)
     total, logp = _WeightedLogProb.apply(hidden, weight, bias, target, push, temperature, dtype or hidden.dtype, rows)
     return total, logp
+
+
+def chunk_rows(hidden: Tensor, weight: Tensor | None, numbers: int | None = None) -> int:
+    """Tokens of one chunk of at most so many logits; without a number, of what is kept for the device."""
+    if numbers is None:
+        numbers = CHUNK_NUMBERS if hidden.device.type == "cpu" else CHUNK_ELSEWHERE
+    return max(1, numbers // (hidden.shape[1] if weight is None else weight.shape[0]))
 
 
 def chunk_of_logits(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, temperature: float) -> Tensor:
@@ -186,7 +192,7 @@ class _Gradients:
 
 def _add_product(total: Tensor, d: Tensor, h: Tensor) -> None:
     """total [vocab, hidden] += d.T @ h, in parts: what the product takes beside the total stays small."""
-    words = max(1, PRODUCT_NUMBERS // h.shape[1])
+    words = chunk_rows(h, None)
     for start in range(0, len(total), words):
         part = slice(start, start + words)
         if total.dtype == h.dtype:

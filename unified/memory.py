@@ -21,9 +21,9 @@ NF4_BLOCK = 64
 #: bytes that a layer whose matrices are not known keeps per token and hidden unit for the backward pass, in 16 bit,
 #: with fused attention: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1 (its term 5·a·s/h is not kept then)
 ACTIVATION_BYTES = 34
-#: numbers in one chunk of logits, as in unified.logprob (which loads torch), and bytes that are there of each: a logit,
-#: its exponential, and that in another type
-CHUNK_NUMBERS, CHUNK_BYTES = 2_097_152, 12
+#: numbers in one chunk of logits on a CPU and elsewhere, as in unified.logprob (which loads torch), and bytes that are
+#: there of each: a logit, its exponential, and that in another type
+CHUNK_NUMBERS, CHUNK_ELSEWHERE, CHUNK_BYTES = 2_097_152, 67_108_864, 12
 
 Sizes = Mapping[tuple[str, str], Size]
 
@@ -166,14 +166,14 @@ def activations(size: Size, work: Work, tokens: float) -> float:
 def kept_per_token(size: Size, *, bf16: bool) -> float:
     """Bytes that one layer keeps of a token.
 
-    As transformers computes a Llama under autocast: the stream and what norms make of it in float32; every linear
-    layer's input, cast for each; queries and keys turned in float32, values and the result of attention; three
+    As a Llama is computed under autocast: the stream before each norm in float32; every linear layer's input, cast
+    for each; queries and keys turned in float32, values and the result of attention; three
     tensors of the width of a gated unit (two where it is not gated).
     """
     if not size.matrices:
         return ACTIVATION_BYTES * size.width * (1 if bf16 else 2)
     low = BFLOAT16 if bf16 else FLOAT32
-    norms = 2 * 2 * FLOAT32 * size.width
+    norms = 2 * FLOAT32 * size.width
     cast = sum(i for _, i, _ in size.matrices) / max(size.layers, 1)
     inputs = low * (cast if bf16 else 2 * size.width + size.query_width + size.inner)
     attention = (FLOAT32 + low) * (size.query_width + size.key_width)
@@ -192,7 +192,8 @@ def working(size: Size, work: Work, spread: Spread) -> float:
     each = spread.gathered(bf16=work.bf16)
     gathered = each * (2 * layer + head) if whole else 0.0  # this layer and the next, and the head
     learns = FLOAT32 * head if work.adapter is None else 0.0  # the head's gradient is summed beside the others
-    chunk = CHUNK_BYTES * min(CHUNK_NUMBERS, micro_tokens(work, spread) * size.vocabulary) if head else 0.0
+    most = CHUNK_NUMBERS if work.on_cpu else CHUNK_ELSEWHERE
+    chunk = CHUNK_BYTES * min(most, micro_tokens(work, spread) * size.vocabulary) if head else 0.0
     return cast + gathered + learns + chunk
 
 

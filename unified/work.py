@@ -64,7 +64,8 @@ class Work:
     adapter: what learns in place of all weights. step_tokens: computed with gradients in one optimiser step, by all
     processes; 0: not known. collected: answers of one collected batch; collects: such batches. longest_row: tokens of
     the longest row that was seen. remote: answers are sampled elsewhere, by servers that are sent new weights.
-    max_staleness: collected batches that may be sampled ahead of what is learned from.
+    max_staleness: collected batches that may be sampled ahead of what is learned from. on_cpu: it runs on a CPU, where
+    chunks of logits are smaller.
     """
 
     steps: int = 0
@@ -83,6 +84,7 @@ class Work:
     longest_row: float = 0.0
     remote: bool = False
     max_staleness: int = 0
+    on_cpu: bool = False
 
     def tokens(self, does: str) -> float:
         """Tokens that are trained on, scored, or pass through sampling."""

@@ -43,7 +43,7 @@ def test_every_answer_attends_to_its_prompt_and_to_itself(
     segments: tuple[Any, ...], heads: int, scale: float | None, fast: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not fast:
-        monkeypatch.setattr("unified.attention._has_flash", lambda *_: False)
+        monkeypatch.setattr("unified.attention.has_flash", lambda *_: False)
     mask = seen(segments)
     inputs = streams(len(mask), heads)
     out, _ = attention(nn.Module(), *inputs, None, scale, segments=segments)
