@@ -30,7 +30,8 @@ def unified(*arguments: str | Path, text: str | None = None) -> Result:
 class Echo:
     """In the place of a Speaker: says which turns it was shown; the answer to `stop` is interrupted.
 
-    The answer to `grow` is told token by token, each the number of a letter, and interrupted after the third.
+    The answer to `grow` is told token by token, each the number of a letter, and interrupted after the third. The
+    answers to `cut` are of two tokens, and cut off there.
     """
 
     class tokenizer:  # noqa: N801
@@ -51,6 +52,8 @@ class Echo:
             raise KeyboardInterrupt
         if turns[-1]["content"] == "long":
             raise UserError("the prompt has too many tokens")
+        if turns[-1]["content"] == "cut":
+            return [[Answer([1, 2], "so", finish="length")]]
         return [[Answer([1], " ".join(f"{t['role'][0]}:{t['content']}" for t in turns))]]
 
 
@@ -103,6 +106,17 @@ def test_an_answer_that_reads_otherwise_as_a_whole_is_shown_again() -> None:
     assert "".join(said) == "a\nb\n"
 
 
+def test_an_answer_that_is_cut_off_says_so_in_one_line_with_what_cut_it() -> None:
+    def cut(most: int) -> list[str]:
+        said: list[str] = []
+        converse(Echo(), iter(["cut", "b"]), said.append, Sampling(max_tokens=most))  # type: ignore[arg-type]
+        return "".join(said).splitlines()
+
+    assert cut(2) == ["so", "(cut off after 2 tokens: --max-tokens)", "u:cut a:so u:b"]  # it is no part of the answer
+    full = "(cut off after 2 tokens: the model holds no more; /reset forgets the conversation)"
+    assert cut(256) == ["so", full, "u:cut a:so u:b"]
+
+
 def test_an_unknown_command_says_which_there_are_and_is_not_sent() -> None:
     assert talk("/what", "a") == [f"({HELP})", "u:a"]
 
@@ -121,13 +135,15 @@ def test_ctrl_c_between_answers_and_the_end_of_the_input_end_the_conversation() 
 def test_a_conversation_through_a_pipe_is_that_of_the_model(chatty: Path) -> None:
     piped = unified("chat", chatty, "--max-tokens", "3", "--seed", "5", text="hi\nyou\n/quit\n")
     assert piped.exit_code == 0
-    speaker, turns, wanted = Speaker(find_model(str(chatty)).artifact(), seed=5), [], []
+    speaker, turns, wanted, cut = Speaker(find_model(str(chatty)).artifact(), seed=5), [], [], 0
     for line in ("hi", "you"):
         turns.append({"role": "user", "content": line})
         ((answer,),) = speaker.answer([speaker.rendered(turns)], Sampling(max_tokens=3))
         turns.append({"role": "assistant", "content": answer.text})
         wanted.append(answer.text)
+        cut += answer.finish == "length"
     assert piped.stdout == "".join(f"{text}\n" for text in wanted)
+    assert piped.stderr.count("(cut off after 3 tokens: --max-tokens)\n") == cut > 0
 
 
 def test_without_a_length_an_answer_ends_where_the_model_is_full_whatever_is_asked_beside(chatty: Path) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from unified import UserError, run_recipe
+from unified import Algorithm, Settings, UserError, run_recipe
+from unified.batch import Batch
 from unified.check import check_recipe
 from unified.console import RunConsole
 from unified.measured import of_training, problem_of
 from unified.recipe import load_recipe
+from unified.registry import catalogue
+from unified.tried import metric_names
 
 HEAD = """\
 name: a
@@ -50,11 +53,70 @@ def test_a_metric_that_it_does_not_measure_is_told_with_those_that_it_does(tmp_p
     assert told.endswith(f"measured: {KNOWN}")
 
 
-def test_a_metric_of_an_algorithm_on_rows_may_be_any(tmp_path: Path) -> None:
-    rows = "algorithm: sft, data: random_walks, evaluation: {num_prompts: 4}"
-    assert said(tmp_path, f"  s: {{{rows}, metric_for_best_model: margin_of_mine}}") == ""
-    told = said(tmp_path, f"  s: {{{rows}, metric_for_best_model: los}}")  # a slip of the pen from one that is known
-    assert told.startswith("r.yaml:6: stage 's': 'eval/los' is not measured\n    did you mean 'eval/loss'?")
+@pytest.mark.parametrize(
+    ("stage", "metric", "told"),
+    [
+        ("algorithm: sft", "eval/logp", ""),
+        ("algorithm: sft", "logp", ""),
+        ("algorithm: sft", "eval/dropped/too_long", ""),  # what is left out is counted by reason
+        ("algorithm: sft", "los", "'eval/los' is not measured\n    did you mean 'eval/loss'?"),
+        (
+            "algorithm: sft",
+            "margin_of_mine",
+            "'eval/margin_of_mine' is not measured\n    measured: eval/logp, eval/loss",
+        ),
+        ("algorithm: sft", "reward", "'eval/reward' is not measured\n    `evaluation: {reward: ...}` measures it"),
+        ("terms: [{algorithm: sft}, {algorithm: dft}]", "sft/logp", ""),
+        ("terms: [{algorithm: sft}, {algorithm: dft}]", "loss", "'eval/loss' is not measured\n"),
+        (
+            "terms: [{algorithm: sft}, {algorithm: dft}]",
+            "stf/logp",
+            "'eval/stf/logp' is not measured\n    did you mean",
+        ),
+    ],
+)
+def test_a_metric_of_an_algorithm_on_rows_is_held_against_the_names_that_it_gives(
+    tmp_path: Path, stage: str, metric: str, told: str
+) -> None:
+    rows = f"{stage}, data: random_walks, evaluation: {{num_prompts: 4}}"
+    found = said(tmp_path, f"  s: {{{rows}, metric_for_best_model: {metric}}}")
+    assert found.startswith(f"r.yaml:6: stage 's': {told}" if told else "")
+    assert bool(found) == bool(told)
+
+
+def test_the_names_of_an_algorithms_metrics_are_those_of_its_settings() -> None:
+    def names(name: str, **settings: object) -> frozenset[str] | None:
+        part = catalogue().get("algorithm", name)
+        return metric_names(part, part.settings(**settings))
+
+    pair = {"rewards/accuracies", "rewards/margins", "rewards/chosen", "rewards/rejected"}
+    assert names("dpo") == pair
+    assert names("pointwise") == {"score", "accuracy"}
+    assert names("pointwise", target="number") == {"score", "error_square"}
+
+
+def test_metrics_whose_names_hang_on_the_numbers_may_be_any() -> None:
+    def changing(batch: Batch) -> dict[str, tuple[float, float]]:
+        return {f"best_{float(batch.reward.max()):.3f}": (1.0, 1.0)}
+
+    def refusing(batch: Batch) -> dict[str, tuple[float, float]]:
+        raise ValueError("these are no numbers of mine")
+
+    for metrics in (changing, refusing):
+        assert (
+            metric_names(Algorithm("a", Settings, coefficient=lambda batch: batch.reward, metrics=metrics), Settings())
+            is None
+        )
+
+
+def test_every_installed_algorithm_tells_the_names_of_its_metrics() -> None:
+    found = {}
+    for name in catalogue().names("algorithm"):
+        part = catalogue().get("algorithm", name)
+        if not any(field.is_required() for field in part.settings.model_fields.values()):
+            found[name] = metric_names(part, part.settings())
+    assert len(found) > 50
+    assert [name for name, names in found.items() if names is None] == []
 
 
 def test_the_metric_that_ends_rounds_is_held_against_the_stage_that_measures_it(tmp_path: Path) -> None:
@@ -117,15 +179,31 @@ def test_one_slip_of_the_pen_is_one_letter_or_two_exchanged(name: str, known: st
     assert (problem_of({known: "", "*": ""}, name, ()) is not None) == slip
 
 
-def test_what_a_stage_is_said_to_measure_is_what_its_summary_holds(tmp_path: Path) -> None:
-    stage = "  s: {data: random_walks, reward: random_walks, algorithm: {name: grpo, kl_weight: 0.1}, "
-    stage += "source: {group_size: 2, max_tokens: 3}, max_steps: 1, batch_size: 2, "
-    stage += "evaluation: {reward: random_walks, num_prompts: 4}}\n"
+ONLINE = "reward: random_walks, algorithm: {name: grpo, kl_weight: 0.1}, source: {group_size: 2, max_tokens: 3}"
+SAMPLED = {"eval/reward", "eval/kl"}
+TERMS = {"eval/sft/loss", "eval/sft/logp", "eval/dft/loss", "eval/dft/logp"}
+
+
+@pytest.mark.parametrize(
+    ("terms", "evaluation", "least"),
+    [
+        (ONLINE, "reward: random_walks", SAMPLED),
+        ("algorithm: sft", "", {"eval/loss", "eval/logp"}),
+        ("terms: [{algorithm: sft}, {algorithm: dft}]", "reward: random_walks", {*TERMS, "eval/reward"}),
+    ],
+)
+def test_what_a_stage_is_said_to_measure_is_what_its_summary_holds(
+    tmp_path: Path, terms: str, evaluation: str, least: set[str]
+) -> None:
+    stage = f"  s: {{data: random_walks, {terms}, max_steps: 1, batch_size: 2, "
+    stage += f"evaluation: {{num_prompts: 4, {evaluation}}}}}\n"
     (tmp_path / "r.yaml").write_text(HEAD + stage)
     recipe = load_recipe(tmp_path / "r.yaml")
     run = run_recipe(recipe, tmp_path / "out", console=RunConsole(Console(file=io.StringIO())))
     (settings,) = [stage.settings for stage in check_recipe(recipe).stages]
-    known = {name for name, hint in of_training(settings, online=True).items() if not hint}
+    online = terms == ONLINE
+    known = {name for name, hint in of_training(settings, online=online).items() if not hint}
     summary = json.loads((tmp_path / "out" / "s" / "manifest.json").read_text())["summary"]
     measured = {k for k, v in summary.items() if isinstance(v, float) and not k.startswith("last/")}
-    assert {"eval/reward", "eval/kl"} <= measured <= known, run
+    assert least <= measured <= known, run
+    assert {k for k in summary if k.endswith("/loss") and k.startswith("last/")} <= known

@@ -71,20 +71,23 @@ def make_accelerator(say: Callable[[str], None] = lambda _: None) -> Accelerator
     refuse_asked()
     _tell(without_a_part(), say)
     state = process_state()
-    alone = GradientAccumulationPlugin(num_steps=1)  # whatever the environment says
+    plain: dict[str, Any] = {  # whatever the environment says
+        "mixed_precision": "no", "dynamo_backend": "no",
+        "gradient_accumulation_plugin": GradientAccumulationPlugin(num_steps=1),
+    }  # fmt: skip
     AcceleratorState._reset_state()  # of the stage before, whose plugin was fitted to its models
     if state.distributed_type == DistributedType.FSDP:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_CPU
     if uses_deepspeed():
         quieten_deepspeed()
         plugin = _zero(say)
-        accelerator = Accelerator(mixed_precision="no", deepspeed_plugin=plugin, gradient_accumulation_plugin=alone)
+        accelerator = Accelerator(deepspeed_plugin=plugin, **plain)
         unset_hf_deepspeed_config()  # else transformers would load models in parts, which nothing could be tried on
         return accelerator
     if not uses_fsdp():
-        return Accelerator(mixed_precision="no", gradient_accumulation_plugin=alone)
+        return Accelerator(**plain)
     shards = _fully_sharded()
-    accelerator = Accelerator(mixed_precision="no", fsdp_plugin=shards, gradient_accumulation_plugin=alone)
+    accelerator = Accelerator(fsdp_plugin=shards, **plain)
     if state.distributed_type == DistributedType.MULTI_CPU:  # accelerate shards on devices only, unless it is told
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
         accelerator.state._shared_state["distributed_type"] = DistributedType.FSDP

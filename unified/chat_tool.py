@@ -16,13 +16,15 @@ _HALF = "\ufffd"
 
 
 def converse(
-    speaker: Speaker, lines: Iterator[str], write: Callable[[str], None], sampling: Sampling, system: str | None = None
-) -> int:
+    speaker: Speaker, lines: Iterator[str], write: Callable[[str], None], sampling: Sampling, system: str | None = None,
+    aside: Callable[[str], None] | None = None,
+) -> int:  # fmt: skip
     """Answer line by line until /quit or the end of the input; how many turns were answered.
 
     lines: what the person says; write: shows a piece of text as it is, with no line break of its own. An answer is
     shown as it is drawn. Ctrl-C ends it: what is there of it stays in the conversation. A turn that cannot be answered,
     or was stopped before its first word, is taken back and said why. Ctrl-C between answers ends the conversation.
+    aside: shows a line behind an answer that was cut off; without, `write`.
     """
     start: list[Mapping[str, Any]] = [{"role": "system", "content": system}] if system is not None else []
     turns, answered = list(start), 0
@@ -40,7 +42,7 @@ def converse(
             write(f"({HELP})\n")
         elif line:
             turns.append({"role": "user", "content": line})
-            text = _answered(speaker, turns, sampling, write)
+            text = _answered(speaker, turns, sampling, write, aside or write)
             if text is None:
                 turns.pop()
             else:
@@ -49,8 +51,9 @@ def converse(
 
 
 def _answered(
-    speaker: Speaker, turns: list[Mapping[str, Any]], sampling: Sampling, write: Callable[[str], None]
-) -> str | None:
+    speaker: Speaker, turns: list[Mapping[str, Any]], sampling: Sampling, write: Callable[[str], None],
+    aside: Callable[[str], None],
+) -> str | None:  # fmt: skip
     """The answer to the conversation so far, which is shown; None where there is none, which is said."""
     growing = Growing(speaker.tokenizer, write)
     try:
@@ -65,7 +68,15 @@ def _answered(
         write("(stopped; what you said last is taken back)\n")
         return None
     growing.end(answers[0].text)
+    if answers[0].finish == "length":
+        aside(f"({_cut_off(len(answers[0].ids), sampling.max_tokens)})\n")
     return answers[0].text
+
+
+def _cut_off(tokens: int, most: int) -> str:
+    """What ended an answer that did not end by itself: its length, or the room that the conversation left."""
+    why = "--max-tokens" if tokens >= most else "the model holds no more; /reset forgets the conversation"
+    return f"cut off after {tokens} token{'s' * (tokens != 1)}: {why}"
 
 
 class Growing:

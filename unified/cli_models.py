@@ -109,7 +109,10 @@ def chat(
             typer.echo(text, nl=False)
             sys.stdout.flush()
 
-        converse(speaker, lines_of_person(), write, sampling, system)
+        def aside(line: str) -> None:  # a pipe gets the answers alone
+            typer.secho(line, nl=False, dim=True, err=not sys.stdout.isatty())
+
+        converse(speaker, lines_of_person(), write, sampling, system, aside)
 
 
 def evaluate(

@@ -30,11 +30,17 @@ def _group_state(group: PromptGroup) -> dict[str, Any]:
 
 
 class _Part(NamedTuple):
-    """A group of one process: its state, where it came from, and its rows there."""
+    """A group of one process: its state, where it came from, its number and its rows there."""
 
     group: dict[str, Any]
     process: int
+    number: int
     rows: range
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """What orders the groups of all processes as `dealt.places` does, also where several are of one draw."""
+        return self.group["draw"], self.number, self.process
 
 
 def collected_of(run: Run, states: list[dict[str, Any]], *, anew: bool) -> Collected:
@@ -45,7 +51,7 @@ def collected_of(run: Run, states: list[dict[str, Any]], *, anew: bool) -> Colle
     """
     states = [s for s in states if s["groups"]] or states[:1]
     first = states[0]
-    shared = run.processes.mine(sorted(_parts(states), key=lambda part: part.group["draw"])) if anew else []
+    shared = run.processes.mine(sorted(_parts(states), key=lambda part: part.place)) if anew else []
     state = _taken(states, shared) if anew else first
     groups = [PromptGroup(**{**g, "answers": [Answer(**a) for a in g["answers"]]}) for g in state["groups"]]
     batch = Batch(state["fields"], state["columns"], run.processes)
@@ -59,8 +65,8 @@ def _parts(states: list[dict[str, Any]]) -> list[_Part]:
     out = []
     for process, state in enumerate(states):
         at = 0
-        for group in state["groups"]:
-            out.append(_Part(group, process, range(at, at + len(group["answers"]))))
+        for number, group in enumerate(state["groups"]):
+            out.append(_Part(group, process, number, range(at, at + len(group["answers"]))))
             at += len(group["answers"])
     return out
 

@@ -10,11 +10,23 @@ from unified.data import PromptGroup
 from unified.processes import Processes
 
 
+def share_of(processes: Processes, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
+    """This process's share of groups that all processes have: the prompts in turn.
+
+    A source may make several groups of one prompt. They stay together, so that their order is known in one process
+    whatever is dropped of them.
+    """
+    turns: dict[tuple[int, int], int] = {}
+    keys = [(group.draw, -1) if group.draw >= 0 else (-1, i) for i, group in enumerate(groups)]
+    numbers = [turns.setdefault(key, len(turns)) for key in keys]
+    return [g for number, g in zip(numbers, groups, strict=True) if number % processes.count == processes.rank]
+
+
 def places(processes: Processes, groups: Sequence[PromptGroup]) -> tuple[list[int], int]:
     """Where this process's groups stand among those of all processes, and how many these are. All must ask.
 
-    The order is that of one process: as the prompts were drawn. Groups of one draw follow each other as they were
-    dealt out, in turn.
+    The order is that of one process: as the prompts were drawn. Groups of one draw are in one process (`share_of`), or
+    follow each other as they were dealt out, in turn.
     """
     if processes.count == 1:
         return list(range(len(groups))), len(groups)

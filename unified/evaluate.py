@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import pstdev
 
 import torch
 
@@ -20,13 +21,14 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.settings.evaluation.reward is not None:
         push_weights(run)  # now, so that what this measures is not of the evaluation
     sums, run.sums = run.sums, {}
+    rewards: list[float] = []
     state = torch.get_rng_state()
     try:
         stream, judged = run.held_out
         if not stream.online:
             measure_rows(run, stream)
         if run.settings.evaluation.reward is not None:
-            measure_answers(run, judged)
+            rewards = run.processes.lists(measure_answers(run, judged))
         totals = run.processes.totals(run.sums)
     finally:
         run.sums = sums
@@ -35,9 +37,9 @@ def evaluate(run: Run) -> dict[str, float]:
     for name, (value, number) in totals.items():
         if not name.startswith(("gc", "tokens")) and "/gc" not in name:
             out[f"eval/{name}"] = value / number if number else value
-    if "eval/reward_square" in out:
-        out["eval/answers"] = totals["reward"][1]
-        out["eval/reward_std"] = max(out.pop("eval/reward_square") - out["eval/reward"] ** 2, 0.0) ** 0.5
+    if rewards:
+        out["eval/answers"] = float(len(rewards))
+        out["eval/reward_std"] = pstdev(rewards)  # exact, so that equal rewards have exactly none
     return out
 
 
@@ -68,8 +70,8 @@ def measure_rows(run: Run, stream: Stream) -> None:
 
 
 @torch.no_grad()
-def measure_answers(run: Run, stream: Stream) -> None:
-    """Mean reward, length and KL to the reference of answers sampled for held-out prompts."""
+def measure_answers(run: Run, stream: Stream) -> list[float]:
+    """Reward, length and KL to the reference of answers sampled for held-out prompts; this process's rewards."""
     wanted = run.settings.evaluation
     assert wanted is not None
     numbered = [replace(group, draw=number) for number, group in enumerate(stream.rows[: wanted.num_prompts])]
@@ -81,13 +83,14 @@ def measure_answers(run: Run, stream: Stream) -> None:
     groups = [replace(p, answers=a) for p, a in zip(prompts, answers, strict=True)]
     stream.judge(groups, run.guard.note)
     settle(run)
+    rewards = []
     for group in groups:
         for answer in group.answers:
             if answer.total_reward is None:
                 run.add("dropped/missing", 1.0, 0.0)
             else:
-                run.add("reward", float(answer.total_reward))
-                run.add("reward_square", float(answer.total_reward) ** 2)
+                rewards.append(float(answer.total_reward))
+                run.add("reward", rewards[-1])
             run.add("length", len(answer.ids))
             run.add("clipped_ratio", float(answer.finish == "length"))
     if run.roles.has_reference and wanted.temperature == stream.temperature:  # log-probs are of one temperature
@@ -96,3 +99,4 @@ def measure_answers(run: Run, stream: Stream) -> None:
         heads = heads_without_gradient(run, table, list(range(len(table.rows))), {"policy": both, "reference": both})
         gap = (heads["policy"]["logp"] - heads["reference"]["logp"]).sum(1)
         run.add("kl", float(gap.sum()), len(table.rows))
+    return rewards

@@ -238,7 +238,9 @@ def _watched(args: argparse.Namespace, plan: Processes) -> int:
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:
-        rank, first = failed.get_first_failure()
+        # seen at one look: a process that was killed, and others that failed because they lost it
+        killed = {rank: failure for rank, failure in failed.failures.items() if failure.exitcode < 0}
+        rank, first = next(iter(killed.items()), failed.get_first_failure())
         if first.exitcode >= 0:
             return int(first.exitcode)  # it has said why
         name = signal.Signals(-first.exitcode).name

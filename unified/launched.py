@@ -20,6 +20,7 @@ NO_PART: Mapping[str, tuple[str, str]] = {
         "gradient_accumulation_steps", "`batch_size` and `tokens_per_micro_batch` of the recipe"
     ),
     "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", "`max_grad_norm` of the recipe"),
+    "ACCELERATE_DYNAMO_BACKEND": ("dynamo_backend", "the model's own code, which is not compiled"),
     "FSDP_ACTIVATION_CHECKPOINTING": ("fsdp_activation_checkpointing", "`gradient_checkpointing` of the recipe"),
     "FSDP_AUTO_WRAP_POLICY": ("fsdp_auto_wrap_policy", "sharing out block by block"),
     "optimizer": ("optimizer", "`optim` of the recipe"),

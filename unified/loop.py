@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
 import torch
@@ -335,17 +336,16 @@ def group_metrics(run: Run, groups: list[PromptGroup]) -> dict[str, float]:
 
     answers = [a for g in groups for a in g.answers]
     judged = [[r for a in g.answers if (r := a.total_reward) is not None] for g in groups]
+    flat = [r for rewards in judged for r in rewards]
     if any(s.online for s in run.streams[:1]):
-        flat = [r for rewards in judged for r in rewards]
         add("reward", flat)
-        add("reward_square", [r * r for r in flat])
         several = [rewards for rewards in judged if len(rewards) > 1]
         add("frac_reward_zero_std", [float(max(r) == min(r)) for r in several])
         add("completions/mean_length", [float(len(a.ids)) for a in answers])
         add("completions/clipped_ratio", [float(a.finish == "length") for a in answers])
     out = means(run.processes.totals(sums), 1)
-    if "reward_square" in out:
-        out["reward_std"] = max(out.pop("reward_square") - out["reward"] ** 2, 0.0) ** 0.5
+    if "reward" in out:
+        out["reward_std"] = pstdev(run.processes.lists(flat))  # exact, so that equal rewards have exactly none
     return out
 
 

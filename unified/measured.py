@@ -18,16 +18,44 @@ _SAMPLED = ("reward", "reward_std", "answers", "length", "clipped_ratio", "dropp
 
 
 def of_training(settings: TrainSettings, *, online: bool) -> dict[str, str]:
-    """What a training stage measures: `StageKind.measures`. Losses and metrics of algorithms are not known by name."""
+    """What a training stage measures: `StageKind.measures`. Metrics of its algorithms are asked for, which loads torch.
+
+    With held-out rows the `eval/` of an algorithm whose names cannot be known before it runs may be any.
+    """
     best = "" if settings.metric_for_best_model else "`metric_for_best_model` keeps the best weights"
-    out = {"steps": "", "best_step": best, "last/*": ""}
+    learned, _ = _of_terms(settings, driving=False)
+    out = {"steps": "", "best_step": best, "last/*": "", **{f"last/{name}": "" for name in learned}}
     judged = settings.evaluation is not None and settings.evaluation.reward is not None
-    if settings.evaluation is not None and not online:
-        out |= {"eval/loss": "", "eval/*": ""}
-        if not judged:  # an algorithm may have a metric of any of these names
-            return out
     hint = "" if judged else "`evaluation: {reward: ...}` measures it"
-    return {**out, **{f"eval/{name}": hint for name in _SAMPLED}, **({"eval/kl": ""} if judged else {})}
+    out |= {f"eval/{name}": hint for name in _SAMPLED} | ({"eval/kl": ""} if judged else {})
+    if settings.evaluation is not None and not online:
+        names, complete = _of_terms(settings, driving=True)
+        if not complete:  # an algorithm may have a metric of any of the names before
+            out = {name: said for name, said in out.items() if not said or not name.startswith("eval/")}
+        out |= {"eval/dropped/*": "", "eval/nonfinite/*": "", **({} if complete else {"eval/*": ""})}
+        out |= {f"eval/{name}": "" for name in names}
+    return out
+
+
+def _of_terms(settings: TrainSettings, *, driving: bool) -> tuple[list[str], bool]:
+    """Losses and metrics of the terms as they are logged, and whether these are all.
+
+    driving: only of terms on the stage's own rows, which are those that an evaluation measures.
+    """
+    from unified.tried import metric_names
+
+    one = [settings.algorithm] if settings.algorithm is not None else []
+    terms = [(t.algorithm, t.data is None) for t in settings.terms] or [(algorithm, True) for algorithm in one]
+    found: list[str] = []
+    complete = True
+    for algorithm, drives in terms:
+        if driving and not drives:
+            continue
+        names = metric_names(algorithm.part, algorithm.settings)
+        complete = complete and names is not None
+        prefix = f"{algorithm.name}/" if len(terms) > 1 else ""
+        found += [prefix + name for name in ("loss", *sorted(names or ()))]
+    return found, complete
 
 
 def problem_of(measures: Mapping[str, str], metric: str, at: tuple[str | int, ...]) -> Problem | None:
@@ -44,7 +72,8 @@ def problem_of(measures: Mapping[str, str], metric: str, at: tuple[str | int, ..
         return None
     near = slip or did_you_mean(metric, known)
     hints = [f"did you mean '{near}'?"] if near else []
-    return Problem(f"'{metric}' is not measured", at, (*hints, f"measured: {', '.join(known) or 'nothing'}"))
+    alike = [name for name in known if name.partition("/")[:2] == metric.partition("/")[:2]]
+    return Problem(f"'{metric}' is not measured", at, (*hints, f"measured: {', '.join(alike or known) or 'nothing'}"))
 
 
 def best_model_problem(settings: TrainSettings, *, online: bool) -> Problem | None:

@@ -4,7 +4,8 @@
     .cache/weights/STAGE/v12.json    written last: version, and the sha256 of every file
 
 The probe is a short text and the log-probs that the trainer's own forward gives its tokens: an engine that holds these
-weights gives the same, up to its arithmetic. Only the newest folder stays.
+weights gives the same, up to its arithmetic. Only the newest folder stays, for a server that loses its weights is given
+them again; the run takes it away when the stage ends, also by an error.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from unified.manifest import sha256
 from unified.models import save_model
 from unified.registry import call_named
 from unified.running import heads_without_gradient, tabulate
+from unified.stage import pushed_folder
 from unified.stream import Sampler, Stream, engine_or_default, pushes
 
 if TYPE_CHECKING:
     from unified.running import Run
 
 T = TypeVar("T")
-FOLDER = "weights"
 TEXT = "The probe of the weights: 3 apples and 4 pears are 7 fruits, said the owl to the cat at noon. Is that so?"
 #: tokens of the probe, at most
 LONGEST = 48
@@ -158,7 +159,7 @@ def clear_weights(run: Run) -> None:
 
 
 def _folder_of(run: Run) -> Path:
-    return ((run.stage.cache or run.stage.folder / ".cache") / FOLDER / run.stage.name).absolute()
+    return pushed_folder(run.stage.cache or run.stage.folder / ".cache", run.stage.name)
 
 
 def _marked(folder: Path, version: int) -> str:

@@ -40,7 +40,7 @@ from unified.manifest import (
 from unified.recipe import Recipe, after_stage
 from unified.registry import call_named, catalogue
 from unified.secret import masked
-from unified.stage import ModelSettings, StageContext, StageResult
+from unified.stage import ModelSettings, StageContext, StageResult, pushed_folder
 from unified.team import LOST, Team
 from unified.unverified import not_yet_verified
 
@@ -197,8 +197,12 @@ class _Runner:
             write_whole(folder / FINGERPRINT, draft.fingerprint)
         self.team.wait()
         self.console.stage_begins(stage.name, number, len(self.plan.stages), stage.describe(), resumes=went_on)
-        result = self._run(stage, folder, draft)
-        self.team.wait()  # another process may still be writing
+        try:
+            result = self._run(stage, folder, draft)
+            self.team.wait()  # another process may still be writing, or ask an engine
+        finally:
+            if self.team.main:
+                shutil.rmtree(pushed_folder(self.output / CACHE, stage.name), ignore_errors=True)
         if self.team.main:
             _finish(draft, result, folder)
         self.team.wait()

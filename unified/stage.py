@@ -39,6 +39,11 @@ class StageContext:
     log: Callable[[Mapping[str, Any]], None] = lambda _: None
 
 
+def pushed_folder(cache: Path, stage: str) -> Path:
+    """Where the weights lie that a stage has written for an engine elsewhere; nobody reads them behind its end."""
+    return (cache / "weights" / stage).absolute()
+
+
 @dataclass
 class StageResult:
     """What a stage made: `artifact` its model (None where it makes none), `summary` the numbers for the table.
@@ -205,7 +210,7 @@ class TrainSettings(Settings):
         "auto", description="how answers are laid out in the forward; auto: prompts shared where it pays, else packed"
     )
     tokens_per_micro_batch: int | None = Field(
-        None, ge=1, description="token slots of one forward, fewer take less memory; without, 2048 on a CPU, else 8192"
+        None, ge=1, description="token slots of one forward, fewer take less memory; without, 4096 on a CPU, else 8192"
     )
     max_length: int | None = Field(
         None, ge=1, description="longest prompt with answer, in tokens; without, the model's limit"

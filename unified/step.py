@@ -14,7 +14,7 @@ from unified.batch import Batch
 from unified.blame import is_out_of_memory, named, named_step
 from unified.coefficient import push
 from unified.data import PromptGroup
-from unified.dealt import first_of
+from unified.dealt import first_of, share_of
 from unified.errors import PluginError, UserError
 from unified.guard import (
     NotFiniteError,
@@ -39,7 +39,7 @@ def collect(run: Run, stream: Stream, n: int) -> list[PromptGroup]:
         return answered(run, stream, n)
     drawn = [replace(g, draw=number) for number, g in stream.draw(n)]
     # the source sees the prompts of all processes, so that what it makes does not depend on them
-    return run.processes.mine(stream.collect(drawn, NoSampler(run.tokenizer), run.stage.seed))
+    return share_of(run.processes, stream.collect(drawn, NoSampler(run.tokenizer), run.stage.seed))
 
 
 def judge(run: Run, stream: Stream, groups: list[PromptGroup]) -> None:

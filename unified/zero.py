@@ -30,6 +30,7 @@ class ZeroWrapper(Wrapper):
 
     @property
     def shares_weights(self) -> bool:
+        """Whether no process holds all weights: at stage 3 alone."""
         return _stage(self.accelerator) == 3
 
     def hold(self, *, last: bool) -> AbstractContextManager[Any]:

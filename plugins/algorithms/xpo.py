@@ -3,7 +3,8 @@
 GC = that of DPO, - alpha on every token of the answer that `column` marks; loss = that of DPO + alpha log p of that
 answer, a sum over its tokens. Pushing down what the reference writes makes the policy explore. IPO in the place of DPO
 is `link: squared`.
-Use: rounds of pairs, one answer sampled from the policy and one from the reference.
+Use: pairs of an answer of the policy, which `source: {name: self_play, mark: from_reference}` samples, and one of the
+reference, which a sample stage has drawn.
 Watch: `rewards/margins`, and that answers of the reference become rarer without the text falling apart.
 Source: Xie et al. 2024, arXiv:2405.21046.
 """

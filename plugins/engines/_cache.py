@@ -6,7 +6,7 @@ lets it look at the row. The cache reaches them as the keyword `rows_cache` of t
 rewritten, and none of transformers' own caches takes part.
 
 A prompt of several answers is held once and multiplied once with the queries of all of them. Measured on one thread in
-bfloat16 (5M weights, 8 answers of 64 tokens to each of 4 prompts of 256): 0.9 s, and 1.4 s with the prompt in every row.
+bfloat16 (5M weights, 8 answers of 64 tokens to each of 4 prompts of 256): 0.9 s, and 1.4 with the prompt in every row.
 """
 
 from __future__ import annotations

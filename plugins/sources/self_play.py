@@ -22,6 +22,9 @@ class SelfPlaySettings(Settings):
     )
     max_tokens: int = Field(256, ge=1, description="longest sampled answer, in tokens")
     stop: list[str] = Field([], description="texts that end an answer, which keeps them")
+    mark: str | None = Field(
+        None, description="column to write into the answers: 1 in the row's own, 0 in the sampled ones"
+    )
 
 
 def collect(
@@ -40,7 +43,10 @@ def collect(
     out = []
     for group, theirs in zip(prompts, drawn, strict=True):
         best = max(group.answers, key=lambda answer: answer.total_reward or 0.0)
-        out.append(replace(group, answers=[replace(best, reward=None), *theirs]))
+        both = [replace(best, reward=None), *theirs]
+        if settings.mark is not None:
+            both = [replace(a, columns={**a.columns, settings.mark: float(i == 0)}) for i, a in enumerate(both)]
+        out.append(replace(group, answers=both))
     return out
 
 

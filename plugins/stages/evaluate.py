@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, pstdev, stdev
 from typing import TYPE_CHECKING, Any, Literal
 
 from unified import (
@@ -73,7 +73,7 @@ class EvaluateSettings(Settings):
     too_long: Literal["refuse", "drop"] = Field("refuse", description="rows over max_length: an error, or dropped")
     prompts_at_once: int = Field(256, ge=1, description="prompts handed to the engine together")
     tokens_per_micro_batch: int | None = Field(
-        None, ge=1, description="token slots of one forward; without, 2048 on a CPU, else 8192"
+        None, ge=1, description="token slots of one forward; without, 4096 on a CPU, else 8192"
     )
 
     @classmethod
@@ -161,7 +161,7 @@ def summary_of(measured: Sequence[Measured], settings: EvaluateSettings) -> dict
         flat = [r for judged in each for r in judged]
         label = f"reward/{name}" if name else "reward"
         out |= _with_error(label, [fmean(judged) for judged in each], mean=fmean(flat))
-        out[f"{label}_std"] = math.sqrt(max(fmean([r * r for r in flat]) - fmean(flat) ** 2, 0.0))
+        out[f"{label}_std"] = pstdev(flat)
         if not name:
             out |= _right(each, settings)
     answers = [a for m in measured for a in m.group.answers]

@@ -90,11 +90,29 @@ STAGE: dict[str, dict[str, Any]] = {
     "weighted_sft": {"data": {"name": "random_walks", "view": "pairs"}},
     "rft": {"data": {"name": "random_walks", "view": "pairs"}},
     "prm": {"data": "stage:tree", "num_train_epochs": 8, "batch_size": 20, "eval_steps": 10},
+    "xpo": {
+        "data": "stage:theirs",
+        "source": {"name": "self_play", "max_tokens": 12, "mark": "from_reference"},
+        "reward": "random_walks",
+        "evaluation": {
+            "data": {"name": "random_walks", "view": "prompts"},
+            "reward": "random_walks",
+            "num_prompts": 200,
+            "samples": 4,
+            "max_tokens": 12,
+        },
+    },
+}
+#: answers of the reference, one to a prompt, which the policy plays against
+THEIRS = {
+    "kind": "sample",
+    "model": "stage:start",
+    "data": {"name": "random_walks", "view": "prompts", "repeat": 100},
+    "source": {"group_size": 1, "max_tokens": 12},
+    "held_out": 0,
 }
 #: why there is no curve
-WITHOUT = {
-    "xpo": "its rows must mark the answers that were sampled from the reference, and rows of the embedded task do not"
-}
+WITHOUT: dict[str, str] = {}
 
 
 def heads(part: Algorithm) -> list[str]:
@@ -138,6 +156,8 @@ def stages(name: str) -> dict[str, dict[str, Any]]:
         before, made["teacher"] = {**before, "teacher": TEACHER}, "stage:teacher"
     if name == "prm":
         before = {**before, "tree": TREE}
+    if name == "xpo":
+        before = {**before, "theirs": THEIRS}
     made |= {"lr_scheduler_type": "linear", "eval_on_start": True, **STAGE.get(name, {})}
     return before | {name: made} if made["model"] != "base" else {name: made}
 

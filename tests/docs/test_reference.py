@@ -173,6 +173,15 @@ def test_the_plugin_of_the_readme_has_at_most_thirty_lines() -> None:
     assert len(plugin.text.splitlines()) <= 30
 
 
+def test_the_readme_counts_the_algorithms_that_are_built_in() -> None:
+    readme = (ROOT / "README.md").read_text()
+    [row] = [line for line in readme.splitlines() if line.startswith("| gradient coefficient GC")]
+    named = set(re.findall(r"`(\w+)`", row))
+    built_in = set(catalogue().names("algorithm"))
+    assert named <= built_in
+    assert f"and {len(built_in - named)} more" in row
+
+
 def test_the_readme_says_in_at_most_five_lines_what_the_project_is() -> None:
     first = (ROOT / "README.md").read_text(encoding="utf-8").split("\n\n")[1]
     assert len(first.splitlines()) <= 5

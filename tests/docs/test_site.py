@@ -92,8 +92,8 @@ def test_the_mini_recipes_pass_the_check(tmp_path: Path) -> None:
     file = tmp_path / "mini.yaml"
     wanted = [name for name in NAMES if name not in curves.WITHOUT]
     file.write_text(yaml.safe_dump(curves.recipe(wanted), sort_keys=False))
-    assert len(check_recipe(load_recipe(file)).stages) == len(wanted) + 3  # start, teacher and tree
-    for name in ("grpo", "dpo", "minillm", "prm"):
+    assert len(check_recipe(load_recipe(file)).stages) == len(wanted) + 4  # start, teacher, tree and theirs
+    for name in ("grpo", "dpo", "minillm", "prm", "xpo"):
         file.write_text(curves.written(name))
         assert check_recipe(load_recipe(file)).stages[-1].name == name
 

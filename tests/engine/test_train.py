@@ -25,7 +25,8 @@ from tests.tools import (
 )
 from unified import PromptGroup, UserError
 from unified.checkpoint import steps_in
-from unified.loop import train, train_stage
+from unified.evaluate import evaluate
+from unified.loop import group_metrics, train, train_stage
 from unified.models import Artifact, artifact_at
 from unified.running import Run
 from unified.set_up import plan_steps, set_up
@@ -211,6 +212,27 @@ def test_a_metric_that_is_not_measured_is_refused_with_those_that_are(tmp_path: 
         train(stage(tmp_path, {"base": tiny_policy()}), settings)
 
 
+def test_rewards_that_are_all_equal_spread_by_exactly_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # of 20 times 0.7 the mean of squares less the square of the mean is 4e-16, whose root is 2e-8
+    def judge(groups: list[PromptGroup], *_: Any) -> dict[str, Any]:
+        for answer in (a for g in groups for a in g.answers):
+            answer.reward = 0.7
+        return {}
+
+    wanted = {"reward": "vowels", "num_prompts": 10, "samples": 2}
+    run = set_up(stage(tmp_path, {"base": tiny_policy()}), train_settings(**SAMPLED, evaluation=wanted))
+    monkeypatch.setattr(run.held_out[1], "judge", judge)
+    measured = evaluate(run)
+    assert measured["eval/answers"] == 20
+    assert measured["eval/reward"] == pytest.approx(0.7)
+    assert measured["eval/reward_std"] == 0
+    groups = random_groups(10, 2)
+    judge(groups)
+    assert group_metrics(run, groups)["reward_std"] == 0
+    groups[0].answers[0].reward = 1.7  # of 1 among 20 that differs by 1: sqrt(1/20 - 1/400)
+    assert group_metrics(run, groups)["reward_std"] == pytest.approx(math.sqrt(19) / 20)
+
+
 def test_critic_on_the_policys_trunk_and_critic_of_its_own_both_learn_the_reward(tmp_path: Path) -> None:
     for critic in ("shared", "critic"):
         written = {
@@ -260,6 +282,23 @@ def test_in_bfloat16_the_gradient_points_where_float32_points(tmp_path: Path) ->
         "logp"
     ]
     assert float((now - table.batch.ref_logp).abs().max()) <= 1e-3
+
+
+def test_dropout_is_drawn_forward_by_forward_and_the_same_again_in_the_same_run(tmp_path: Path) -> None:
+    def learned(name: str, dropout: float | None, budget: int) -> torch.Tensor:
+        context = stage(tmp_path / name, {"base": tiny_policy()})
+        settings = train_settings(
+            algorithm="imitate", data="letters", batch_size=4, max_steps=1, learning_rate=1e-2, optim="sgd",
+            shuffle=False, dropout=dropout, tokens_per_micro_batch=budget,
+        )  # fmt: skip
+        return weights(train(context, settings)[0])
+
+    once, again = learned("a", 0.3, 10_000), learned("b", 0.3, 10_000)
+    assert torch.equal(once, again)
+    plain, cut = learned("c", None, 10_000), learned("d", None, 1)
+    torch.testing.assert_close(cut, plain)
+    assert relative(once, plain) > 1e-5
+    assert relative(learned("e", 0.3, 1), once) > 1e-5  # the cut into forwards draws anew
 
 
 def test_gradient_checkpointing_does_not_change_the_gradient(tmp_path: Path) -> None:

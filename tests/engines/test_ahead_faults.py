@@ -3,18 +3,22 @@ left behind; and what the thread may see and do."""
 
 from __future__ import annotations
 
+import io
 import json
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import unified.answers
 from tests.engines.test_elsewhere import ONLINE, RECIPE, REWARD, Starts, context_of, marks, rows_of, settings_of, start
-from unified import LostEngine, UserError, check_recipe, load_recipe
+from unified import Bench, LostEngine, PromptGroup, UserError, check_recipe, load_recipe, run_recipe
 from unified.ahead import Ahead, Outline, Pushed, Rollouts
 from unified.checkpoint import steps_in
+from unified.console import RunConsole
 from unified.loop import train
 from unified.stream import Sampler
 
@@ -174,3 +178,32 @@ def test_metrics_of_a_push_stand_in_the_row_of_the_batch_that_it_served(start: S
     train(context_of(tmp_path / "run"), settings_of(start(), max_staleness=2))
     pushed = ["push/mismatch" in row for row in rows_of(tmp_path / "run")]
     assert pushed == [True, False, True, False, True, False]  # for 0 to 2; with batch 2 for 3 and 4; with 4 for 5
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", ["evaluate", "sample"])
+def test_a_stage_that_only_asks_leaves_no_weights_behind_also_when_it_fails(
+    start: Starts, tmp_path: Path, kind: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer, there = start(), list[bool]()
+
+    def looked(self: Bench, groups: list[PromptGroup], reward: int = 0) -> None:
+        there.append((tmp_path / "out" / ".cache" / "weights" / "look" / "v0" / "model.safetensors").exists())
+        if fails:
+            raise UserError("it cannot be judged")
+        judge(self, groups, reward)
+
+    judge = Bench.judge
+    monkeypatch.setattr(Bench, "judge", looked)
+    wanted = {
+        "kind": kind, "data": ONLINE["data"], "reward": REWARD, "num_prompts": 2,
+        "source": {"name": "rollouts", "group_size": 1, "max_tokens": 3},
+        "engine": {"name": "vllm", "urls": [peer.url]},
+        **({"unfinished": "keep"} if kind == "sample" else {}),
+    }  # fmt: skip
+    recipe = {"name": "a", "model": {"path": str(tmp_path / "base")}, "stages": {"look": wanted}}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(UserError, match="cannot be judged") if fails else nullcontext():
+        run_recipe(load_recipe(tmp_path / "r.yaml"), tmp_path / "out", console=RunConsole(Console(file=io.StringIO())))
+    assert there[0]  # a server that loses them is given them again
+    assert not (tmp_path / "out" / ".cache" / "weights" / "look").exists()

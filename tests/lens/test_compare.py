@@ -180,6 +180,9 @@ def test_an_algorithm_that_cannot_judge_the_rows_says_why_and_the_others_are_sho
     assert made.silent["tpo"].startswith("it needs 3 answers")
     made = picture("grpo", groups=[group(None, None)])
     assert made.silent == {"grpo": "it needs rewards: these rows carry none; give --reward NAME"}
+    made = picture("remax", {"name": "grpo", "advantage": "greedy"}, groups=[group(1.0, 0.0)])
+    assert set(made.silent) == {"remax", "grpo"}
+    assert all(said.startswith("it compares answers with a probe to the same prompt") for said in made.silent.values())
 
 
 def test_fields_that_an_algorithm_does_not_read_are_not_there() -> None:

@@ -8,10 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.tools import train_settings
 from unified import UserError
-from unified.accelerating import refuse_sharded
+from unified.accelerating import make_accelerator, refuse_sharded
 from unified.launched import NO_PART, REFUSED, asked_of_deepspeed, refuse_asked, without_a_part
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {
     "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "FSDP_OFFLOAD_PARAMS": "false",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_ACTIVATION_CHECKPOINTING": "false",
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none", "ACCELERATE_DYNAMO_BACKEND": "NO",
 }  # fmt: skip
 
 
@@ -34,6 +35,18 @@ def test_what_has_no_part_is_said_with_its_value_and_what_stands_in_its_place(na
     [line] = without_a_part({**PLAIN, name: "FP16"})
     assert f"`{key}: FP16`" in line
     assert line.endswith(instead)
+
+
+def test_a_launcher_that_asks_for_compiled_models_gets_them_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    monkeypatch.setattr("unified.accelerating._said", set())
+    said: list[str] = []
+    accelerator = make_accelerator(said.append)
+    make_accelerator(said.append)  # of the next stage
+    assert len(said) == 1
+    assert "`dynamo_backend: INDUCTOR` has no part" in said[0]
+    model = torch.nn.Linear(2, 2)
+    assert accelerator.prepare(model) is model
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -13,8 +13,8 @@ def _sample(prompts: list[PromptGroup], n: int, sampling: Sampling) -> list[list
     return [[Answer([9], f"own {i}", sampling_logp=[-1.0]) for i in range(n)] for _ in prompts]
 
 
-def _collect(groups: list[PromptGroup]) -> list[PromptGroup]:
-    written = {"name": "self_play", "group_size": 2, "temperature": 0.5, "top_p": 0.9, "max_tokens": 7}
+def _collect(groups: list[PromptGroup], **more: object) -> list[PromptGroup]:
+    written = {**more, "name": "self_play", "group_size": 2, "temperature": 0.5, "top_p": 0.9, "max_tokens": 7}
     chosen, problems = choose("source", written)
     assert chosen is not None, problems
     found: list[PromptGroup] = call_named(
@@ -32,6 +32,14 @@ def test_the_best_answer_of_the_row_wins_over_all_that_are_sampled() -> None:
     assert call_named(reward.part.judge, groups=[group]) == [[1.0, 0.0, 0.0]]
     assert (group.prompt, group.text, group.columns, group.key) == ([0], "p", {"c": 3}, 5)
     assert rows[1].reward == 0.7  # the row itself is left as it was
+
+
+def test_a_mark_tells_the_answer_of_the_row_from_those_that_are_sampled() -> None:
+    row = PromptGroup([0], [Answer([1], "own", columns={"c": 3.0})])
+    assert [a.columns for a in _collect([row], mark="given")[0].answers] == [
+        {"c": 3.0, "given": 1.0}, {"given": 0.0}, {"given": 0.0},
+    ]  # fmt: skip
+    assert [a.columns for a in _collect([row])[0].answers] == [{"c": 3.0}, {}, {}]
 
 
 def test_a_row_without_an_answer_is_refused_by_its_number() -> None:

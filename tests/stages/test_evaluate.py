@@ -77,6 +77,12 @@ def test_mean_spread_and_error_of_the_reward_are_those_of_the_answers_that_are_k
     assert found["prompts"] == 20
 
 
+def test_rewards_that_are_all_equal_spread_by_exactly_nothing(tmp_path: Path) -> None:
+    for value in (0.1, 0.7, 1e8 + 0.1):
+        found = evaluate(tmp_path / str(value), reward={"name": "constant", "value": value}, num_prompts=7)
+        assert (found["reward"], found["reward_std"], found["reward_se"]) == (value, 0.0, 0.0)
+
+
 def test_accuracy_and_pass_at_k_follow_from_which_answers_are_right(tmp_path: Path) -> None:
     found = evaluate(tmp_path, reward="one_vowel", pass_at=[1, 3], rewards=["vowels"])
     right = [int(sum(row["rewards"])) for row in answers(tmp_path)]

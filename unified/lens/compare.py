@@ -131,6 +131,7 @@ def _column(asked: Asked, chosen: Chosen, groups: list[PromptGroup]) -> Column:
     stream, term = run.streams[0], run.streams[0].terms[0]
     numbered = [replace(group, draw=number) for number, group in enumerate(groups)]
     mine = stream.collect(numbered, NoSampler(run.tokenizer), seed_of(NAME, asked.seed))
+    _refuse_without_probes(chosen, mine)
     if not judged:
         stream.judge(mine)
     kept, counts = stream.select(mine)
@@ -157,6 +158,15 @@ def _refuse(part: Algorithm, groups: list[PromptGroup], *, judged: bool) -> None
         raise UserError("it needs rewards: these rows carry none", "give --reward NAME")
     if "sampling_logp" in _reads(part) and all(a.sampling_logp is None for g in groups for a in g.answers):
         raise UserError("it reads the log-probs with which answers were sampled, and these answers stand in the rows")
+
+
+def _refuse_without_probes(chosen: Chosen, groups: list[PromptGroup]) -> None:
+    """UserError for rows without the probes that the credit compares answers with."""
+    part: Algorithm = chosen.part
+    wanted = part.credit is not None and "probe" in part.names_credited(chosen.settings)
+    if wanted and not any(a.probe for g in groups for a in g.answers):
+        what = "it compares answers with a probe to the same prompt, one that is not learned from (a greedy answer)"
+        raise UserError(f"{what}; these rows hold none")
 
 
 def _reads(part: Algorithm) -> frozenset[str]:
