@@ -77,12 +77,12 @@ def test_fsdp2_gathers_weights_in_bfloat16_where_zero_casts_those_of_all_layers_
 
 
 def test_what_a_layer_keeps_of_a_token_is_the_sum_of_its_parts() -> None:
-    # norms 2·2·4·8 = 128; inputs of 7 products 2·(6·8 + 16) = 128; queries and keys 4·16, values and result 2·16 = 96;
+    # norms 2·4·8 = 64; inputs of 7 products 2·(6·8 + 16) = 128; queries and keys 4·16, values and result 2·16 = 96;
     # three tensors of the unit 3·2·16 = 96
-    assert kept_per_token(SIZE, bf16=True) == 128 + 128 + 96 + 96
+    assert kept_per_token(SIZE, bf16=True) == 64 + 128 + 96 + 96
     # float32: inputs once each (after both norms, of the result and of the unit) 4·(8 + 8 + 8 + 16) = 160; 8·16 = 128;
     # 3·4·16 = 192
-    assert kept_per_token(SIZE, bf16=False) == 128 + 160 + 128 + 192
+    assert kept_per_token(SIZE, bf16=False) == 64 + 160 + 128 + 192
 
 
 def test_weights_in_bfloat16_are_kept_for_all_layers_unless_they_are_recomputed() -> None:

@@ -6,6 +6,7 @@ keeping them. On a GPU kernels of another package may do the same: see `fused_lo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from unified.fused_logprob import Fused, applies, fused_push, fused_read, trusted
 
-#: numbers in one chunk of logits on a CPU, 16 MiB in float32, and on other devices, 256 MiB: a product of fewer than
-#: some 300 tokens waits for the head's weight there (989 TFLOP/s and 3.35 TB/s, NVIDIA H100 data sheet, 2023)
-CHUNK_NUMBERS, CHUNK_ELSEWHERE = 2_097_152, 67_108_864
+#: numbers in one chunk of logits on a CPU, and on other devices: a product of fewer than some 300 tokens waits for the
+#: head's weight there (989 TFLOP/s and 3.35 TB/s, NVIDIA H100 data sheet, 2023)
+CHUNK_NUMBERS, CHUNK_ELSEWHERE = 16_777_216, 67_108_864
+#: numbers of it that are read at a time on a CPU, 4 MiB in float32
+PIECE_NUMBERS = 1_048_576
 
 
 def token_logprobs(
@@ -154,6 +157,40 @@ def chunk_of_logits(hidden: Tensor, weight: Tensor | None, bias: Tensor | None, 
     return z if temperature == 1.0 else z / temperature
 
 
+class _Chunk:
+    """Logits of some tokens in the type of the product, which are read, and replaced by their gradients, in pieces.
+
+    A product of many tokens reads the weight once for all of them; what is made of each logit in float32 is small
+    enough for a cache.
+    """
+
+    def __init__(self, at: slice, logits: Tensor, *, given: bool) -> None:
+        self.at, self.logits, self.given = at, logits, given
+
+    def pieces(self) -> Iterator[tuple[slice, slice]]:
+        """(tokens among all, tokens of the chunk)."""
+        rows, vocab = self.logits.shape
+        step = max(1, PIECE_NUMBERS // vocab) if self.logits.device.type == "cpu" else rows
+        for start in range(0, rows, step):
+            own = slice(start, min(start + step, rows))
+            yield slice(self.at.start + own.start, self.at.start + own.stop), own
+
+    def read(self, own: slice, bias: Tensor | None, temperature: float) -> Tensor:
+        """[piece, vocab] logits over temperature in float32 or float64, to be changed at will."""
+        z = self.logits[own]
+        z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z.clone() if self.given else z
+        if bias is not None:
+            z += bias.to(z.dtype)
+        return z if temperature == 1.0 else z.div_(temperature)
+
+
+def _chunks(h: Tensor, w: Tensor | None, rows: int) -> Iterator[_Chunk]:
+    """Of all tokens; without a weight `h` holds the logits, which stay as they are."""
+    for start in range(0, len(h), rows):
+        at = slice(start, min(start + rows, len(h)))
+        yield _Chunk(at, h[at] if w is None else h[at] @ w.T, given=w is None)
+
+
 class _Gradients:
     """Gradients of what the logits are made of, gathered chunk by chunk; None where nobody asks for one."""
 
@@ -169,18 +206,28 @@ class _Gradients:
         self.likes = (hidden, weight, bias)
         self.h, self.w = hidden.to(dtype), None if weight is None else weight.to(dtype)
         self.hidden = torch.empty_like(hidden) if needed[0] else None
-        self.weight = None if weight is None or not needed[1] else torch.zeros_like(weight, dtype=wide)
+        self.weight = None if weight is None or not needed[1] else torch.empty_like(weight, dtype=wide)
         self.bias = None if bias is None or not needed[2] else torch.zeros_like(bias, dtype=wide)
+        if self.weight is not None and not len(hidden):
+            self.weight.zero_()
 
-    def add(self, part: slice, d: Tensor) -> None:
-        """d: [chunk, vocab], the gradient of a chunk's logits."""
+    def put(self, chunk: _Chunk, tokens: slice, own: slice, d: Tensor) -> None:
+        """d: [piece, vocab], the gradient of a piece's logits, which takes their place."""
         if self.bias is not None:
             self.bias += d.sum(0)
-        d = d.to(self.h.dtype)
+        if not chunk.given:
+            chunk.logits[own] = d
+        elif self.hidden is not None:
+            self.hidden[tokens] = d.to(self.hidden.dtype)
+
+    def add(self, chunk: _Chunk) -> None:
+        """What follows from a chunk whose pieces have all been put."""
+        if self.w is None:
+            return
         if self.hidden is not None:
-            self.hidden[part] = (d if self.w is None else d @ self.w).to(self.hidden.dtype)
+            self.hidden[chunk.at] = (chunk.logits @ self.w).to(self.hidden.dtype)
         if self.weight is not None:
-            _add_product(self.weight, d, self.h[part])
+            _add_product(self.weight, chunk.logits, self.h[chunk.at], first=chunk.at.start == 0)
 
     def all(self) -> tuple[Tensor | None, ...]:
         """Of hidden states, weight and bias, in the types of these."""
@@ -190,15 +237,25 @@ class _Gradients:
         )
 
 
-def _add_product(total: Tensor, d: Tensor, h: Tensor) -> None:
-    """total [vocab, hidden] += d.T @ h, in parts: what the product takes beside the total stays small."""
+def _add_product(total: Tensor, d: Tensor, h: Tensor, *, first: bool) -> None:
+    """total [vocab, hidden] += d.T @ h, or = for the first, in parts: the product beside the total stays small."""
     words = chunk_rows(h, None)
     for start in range(0, len(total), words):
         part = slice(start, start + words)
         if total.dtype == h.dtype:
-            total[part].addmm_(d[:, part].T, h)
+            total[part].addmm_(d[:, part].T, h, beta=0 if first else 1)
+        elif first:
+            total[part] = d[:, part].T @ h
         else:
             total[part] += d[:, part].T @ h
+
+
+def _summed(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """z [piece, vocab] becomes z less its largest; gives exp of that, its sum, and log Σ exp(z), [piece] each."""
+    top = z.amax(1, keepdim=True)
+    e = z.sub_(top).exp()
+    total = e.sum(1)
+    return e, total, top[:, 0] + total.log()
 
 
 class _LinearLogProb(torch.autograd.Function):
@@ -221,19 +278,20 @@ class _LinearLogProb(torch.autograd.Function):
         logp = torch.empty(len(target), dtype=wide, device=hidden.device)
         lse, ent, pairs = torch.empty_like(logp), torch.zeros_like(logp), torch.zeros_like(logp)
 
-        def read(part: slice) -> None:  # a scope of its own: nothing of a chunk outlives it
-            z = chunk_of_logits(h[part], w, bias, temperature)
-            lse[part] = z.logsumexp(1)
-            logp[part] = z.gather(1, target[part, None])[:, 0] - lse[part]
+        def read(tokens: slice, z: Tensor) -> None:  # a scope of its own: nothing of a piece outlives it
+            chosen = z.gather(1, target[tokens, None])[:, 0]
+            e, total, lse[tokens] = _summed(z)
+            logp[tokens] = chosen - lse[tokens]
             if entropy:
-                ent[part] = lse[part] - (z.sub(lse[part, None]).exp() * z).sum(1)
+                ent[tokens] = total.log() - z.mul_(e).sum(1) / total
             if collision:
-                pairs[part] = (2 * z).logsumexp(1) - 2 * lse[part]
+                pairs[tokens] = e.square_().sum(1).log() - 2 * total.log()
 
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
-            for start in range(0, len(target), rows):
-                read(slice(start, start + rows))
+            for chunk in _chunks(h, w, rows):
+                for tokens, own in chunk.pieces():
+                    read(tokens, chunk.read(own, bias, temperature))
         ctx.save_for_backward(hidden, weight, bias, target, lse, ent)
         ctx.settings = (temperature, entropy, dtype, rows)
         ctx.mark_non_differentiable(pairs)
@@ -246,22 +304,23 @@ class _LinearLogProb(torch.autograd.Function):
         temperature, entropy, dtype, rows = ctx.settings
         grad_logp, grad_entropy, _ = grads
 
-        def push(part: slice) -> None:
-            z = chunk_of_logits(made.h[part], made.w, bias, temperature)
-            log_p = z - lse[part, None] if made.w is None else z.sub_(lse[part, None])
+        def pushed(tokens: slice, z: Tensor) -> Tensor:
+            log_p = z.sub_(lse[tokens, None])
             p = log_p.exp() if entropy else log_p.exp_()
             if entropy:
-                at_entropy = grad_entropy[part, None] * p * (log_p + ent[part, None])
-            d = p.mul_(-grad_logp[part, None])
-            d.scatter_add_(1, target[part, None], grad_logp[part, None].to(d.dtype))
+                at_entropy = grad_entropy[tokens, None] * p * (log_p + ent[tokens, None])
+            d = p.mul_(-grad_logp[tokens, None])
+            d.scatter_add_(1, target[tokens, None], grad_logp[tokens, None].to(d.dtype))
             if entropy:
                 d -= at_entropy
-            made.add(part, d if temperature == 1.0 else d.div_(temperature))
+            return d if temperature == 1.0 else d.div_(temperature)
 
         with torch.autocast(hidden.device.type, enabled=False):
             made = _Gradients(hidden, weight, bias, ctx.needs_input_grad, dtype, lse.dtype)
-            for start in range(0, len(target), rows):
-                push(slice(start, start + rows))
+            for chunk in _chunks(made.h, made.w, rows):
+                for tokens, own in chunk.pieces():
+                    made.put(chunk, tokens, own, pushed(tokens, chunk.read(own, bias, temperature)))
+                made.add(chunk)
         return *made.all(), None, None, None, None, None
 
 
@@ -284,19 +343,19 @@ class _WeightedLogProb(torch.autograd.Function):
         logp = torch.empty(len(target), dtype=wide, device=hidden.device)
         c = push.to(wide)
 
-        def read_and_push(part: slice) -> None:
-            z = chunk_of_logits(made.h[part], made.w, bias, temperature)
-            lse = z.logsumexp(1)
-            logp[part] = z.gather(1, target[part, None])[:, 0] - lse
-            p = z.sub(lse[:, None]).exp_() if made.w is None else z.sub_(lse[:, None]).exp_()
-            d = p.mul_(-c[part, None] / temperature)
-            d.scatter_add_(1, target[part, None], (c[part, None] / temperature).to(d.dtype))
-            made.add(part, d)
+        def read_and_push(tokens: slice, z: Tensor) -> Tensor:
+            chosen = z.gather(1, target[tokens, None])[:, 0]
+            e, total, lse = _summed(z)
+            logp[tokens] = chosen - lse
+            at = c[tokens, None] / temperature
+            return e.mul_(-at / total[:, None]).scatter_add_(1, target[tokens, None], at)
 
         with torch.autocast(hidden.device.type, enabled=False):
             made = _Gradients(hidden, weight, bias, ctx.needs_input_grad, dtype, wide)
-            for start in range(0, len(target), rows):
-                read_and_push(slice(start, start + rows))
+            for chunk in _chunks(made.h, made.w, rows):
+                for tokens, own in chunk.pieces():
+                    made.put(chunk, tokens, own, read_and_push(tokens, chunk.read(own, bias, temperature)))
+                made.add(chunk)
         ctx.grads = made.all()
         ctx.mark_non_differentiable(logp)
         return (c * logp).sum(), logp

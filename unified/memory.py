@@ -21,9 +21,9 @@ NF4_BLOCK = 64
 #: bytes that a layer whose matrices are not known keeps per token and hidden unit for the backward pass, in 16 bit,
 #: with fused attention: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1 (its term 5·a·s/h is not kept then)
 ACTIVATION_BYTES = 34
-#: numbers in one chunk of logits on a CPU and elsewhere, as in unified.logprob (which loads torch), and bytes that are
-#: there of each: a logit, its exponential, and that in another type
-CHUNK_NUMBERS, CHUNK_ELSEWHERE, CHUNK_BYTES = 2_097_152, 67_108_864, 12
+#: numbers in one chunk of logits on a CPU and elsewhere, as in unified.logprob (which loads torch). Of those that are
+#: read at a time (PIECE_NUMBERS on a CPU, all elsewhere) there are a logit and its exponential in float32 besides.
+CHUNK_NUMBERS, CHUNK_ELSEWHERE, PIECE_NUMBERS = 16_777_216, 67_108_864, 1_048_576
 
 Sizes = Mapping[tuple[str, str], Size]
 
@@ -192,9 +192,14 @@ def working(size: Size, work: Work, spread: Spread) -> float:
     each = spread.gathered(bf16=work.bf16)
     gathered = each * (2 * layer + head) if whole else 0.0  # this layer and the next, and the head
     learns = FLOAT32 * head if work.adapter is None else 0.0  # the head's gradient is summed beside the others
-    most = CHUNK_NUMBERS if work.on_cpu else CHUNK_ELSEWHERE
-    chunk = CHUNK_BYTES * min(most, micro_tokens(work, spread) * size.vocabulary) if head else 0.0
-    return cast + gathered + learns + chunk
+    return cast + gathered + learns + (chunk_bytes(micro_tokens(work, spread) * size.vocabulary, work) if head else 0.0)
+
+
+def chunk_bytes(numbers: float, work: Work) -> float:
+    """Bytes of the chunks in which so many logits are made."""
+    held = min(numbers, CHUNK_NUMBERS if work.on_cpu else CHUNK_ELSEWHERE)
+    read = min(held, PIECE_NUMBERS) if work.on_cpu else held
+    return (BFLOAT16 if work.bf16 else FLOAT32) * held + 2 * FLOAT32 * read
 
 
 def longest_row(work: Work, sizes: Sizes, spread: Spread, memory: float) -> int:

@@ -63,14 +63,30 @@ def _plain(module: Any, x: Tensor) -> Tensor:
         return type(module).forward(module, x)
     if x.is_cuda and x.dtype == module.weight.dtype:  # torch has a kernel there
         return F.rms_norm(x, module.weight.shape, module.weight, _epsilon(module))
-    return _RMSNorm.apply(x, module.weight, _epsilon(module), False)
+    return _norm(x, module.weight, _epsilon(module), False)
 
 
 def _with_one(module: Any, x: Tensor) -> Tensor:
     """(1 + weight) · x / rms(x), rounded to the type of x at the end (Gemma)."""
     if x.dtype == torch.float64:
         return type(module).forward(module, x)
-    return _RMSNorm.apply(x, module.weight, _epsilon(module), True)
+    return _norm(x, module.weight, _epsilon(module), True)
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float | None, one: bool) -> Tensor:
+    """Without what a backward pass needs where there is none: a step of sampling calls it for a few rows."""
+    out: Tensor = _RMSNorm.apply(x, weight, eps, one) if torch.is_grad_enabled() else _normed(x, weight, eps, one)[0]
+    return out
+
+
+def _normed(x: Tensor, weight: Tensor, eps: float | None, one: bool) -> tuple[Tensor, Tensor]:
+    """The norm of x [..., width], and 1 / rms [..., 1]."""
+    wide = x.float()
+    r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    if one:
+        return (wide * r).mul_(1 + weight.float()).to(x.dtype), r
+    normed = (wide * r).to(x.dtype)
+    return normed.mul_(weight) if normed.dtype == weight.dtype else normed * weight, r
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -78,14 +94,10 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, one: bool) -> Tensor:
-        wide = x.float()
-        r = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        y, r = _normed(x, weight, eps, one)
         ctx.save_for_backward(x, weight, r)
         ctx.one = one
-        if one:
-            return (wide * r).mul_(1 + weight.float()).to(x.dtype)
-        normed = (wide * r).to(x.dtype)
-        return normed.mul_(weight) if normed.dtype == weight.dtype else normed * weight
+        return y
 
     @staticmethod
     @once_differentiable

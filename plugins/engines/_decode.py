@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unified import Sampling
 from unified_plugins.engines._cache import PROMPTS, TOKENS, RowsCache
+from unified_plugins.engines._linears import laid_out
 from unified_plugins.engines._places import KeyValue
 from unified_plugins.engines._rows import Row, extend, longest_first
 
@@ -52,7 +53,7 @@ class Decoder:
         """Fill the rows, which are new; their order has no influence on what is drawn."""
         waiting = deque(longest_first(rows, self.prompts))
         self.start(rows)
-        with attention_functions(self.model) as switch:
+        with attention_functions(self.model) as switch, laid_out(self.model, max(row.limit for row in rows)):
             while waiting or self.rows:
                 free = self.cache.capacity - len(self.rows)
                 if waiting and (not self.rows or free * FREE >= self.cache.capacity):

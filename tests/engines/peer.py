@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+#: transformers takes functions of its classes away while it loads, and two threads would put back each other's gaps
+_READING = threading.Lock()
+
 
 class Peer:
     """One server on loopback.
@@ -189,7 +192,8 @@ def _probes(body: Any) -> bool:
 
 
 def _read(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with _READING:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
