@@ -1,7 +1,7 @@
 """Log-probs of given tokens from hidden states, without ever holding [tokens, vocabulary].
 
-Forward and backward visit the tokens in chunks; the backward pass computes the logits of a chunk again instead of
-keeping them. On a GPU kernels of another package may do the same: see `fused_logprob`.
+Forward and backward visit the tokens in chunks; the backward pass computes the logits of all but the last chunk again
+instead of keeping them. On a GPU kernels of another package may do the same: see `fused_logprob`.
 """
 
 from __future__ import annotations
@@ -175,6 +175,11 @@ class _Chunk:
             own = slice(start, min(start + step, rows))
             yield slice(self.at.start + own.start, self.at.start + own.stop), own
 
+    @property
+    def is_read_in_place(self) -> bool:
+        """Whether its logits are spoiled, or are not its own, when they have been read."""
+        return self.given or self.logits.dtype not in (torch.bfloat16, torch.float16)
+
     def read(self, own: slice, bias: Tensor | None, temperature: float) -> Tensor:
         """[piece, vocab] logits over temperature in float32 or float64, to be changed at will."""
         z = self.logits[own]
@@ -184,10 +189,14 @@ class _Chunk:
         return z if temperature == 1.0 else z.div_(temperature)
 
 
-def _chunks(h: Tensor, w: Tensor | None, rows: int) -> Iterator[_Chunk]:
-    """Of all tokens; without a weight `h` holds the logits, which stay as they are."""
-    for start in range(0, len(h), rows):
-        at = slice(start, min(start + rows, len(h)))
+def _chunks(h: Tensor, w: Tensor | None, rows: int, last: _Chunk | None = None) -> Iterator[_Chunk]:
+    """Of all tokens, `last` first, which is there; without a weight `h` holds the logits, which stay as they are."""
+    end = len(h)
+    if last is not None:
+        yield last
+        end = last.at.start
+    for start in range(0, end, rows):
+        at = slice(start, min(start + rows, end))
         yield _Chunk(at, h[at] if w is None else h[at] @ w.T, given=w is None)
 
 
@@ -208,6 +217,7 @@ class _Gradients:
         self.hidden = torch.empty_like(hidden) if needed[0] else None
         self.weight = None if weight is None or not needed[1] else torch.empty_like(weight, dtype=wide)
         self.bias = None if bias is None or not needed[2] else torch.zeros_like(bias, dtype=wide)
+        self.fresh = True  # nothing stands in the weight's gradient
         if self.weight is not None and not len(hidden):
             self.weight.zero_()
 
@@ -227,7 +237,8 @@ class _Gradients:
         if self.hidden is not None:
             self.hidden[chunk.at] = (chunk.logits @ self.w).to(self.hidden.dtype)
         if self.weight is not None:
-            _add_product(self.weight, chunk.logits, self.h[chunk.at], first=chunk.at.start == 0)
+            _add_product(self.weight, chunk.logits, self.h[chunk.at], first=self.fresh)
+            self.fresh = False
 
     def all(self) -> tuple[Tensor | None, ...]:
         """Of hidden states, weight and bias, in the types of these."""
@@ -259,7 +270,10 @@ def _summed(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _LinearLogProb(torch.autograd.Function):
-    """Gradient of logp: onehot − p. Gradient of the entropy: −p (log p + H)."""
+    """Gradient of logp: onehot − p. Gradient of the entropy: −p (log p + H).
+
+    The last chunk in half precision stays for the backward pass, which begins with it and would make one as large.
+    """
 
     @staticmethod
     def forward(
@@ -289,11 +303,13 @@ class _LinearLogProb(torch.autograd.Function):
 
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
+            chunk = None
             for chunk in _chunks(h, w, rows):
                 for tokens, own in chunk.pieces():
                     read(tokens, chunk.read(own, bias, temperature))
         ctx.save_for_backward(hidden, weight, bias, target, lse, ent)
         ctx.settings = (temperature, entropy, dtype, rows)
+        ctx.last = chunk if chunk is not None and any(ctx.needs_input_grad) and not chunk.is_read_in_place else None
         ctx.mark_non_differentiable(pairs)
         return logp, ent, pairs
 
@@ -317,7 +333,8 @@ class _LinearLogProb(torch.autograd.Function):
 
         with torch.autocast(hidden.device.type, enabled=False):
             made = _Gradients(hidden, weight, bias, ctx.needs_input_grad, dtype, lse.dtype)
-            for chunk in _chunks(made.h, made.w, rows):
+            last, ctx.last = ctx.last, None
+            for chunk in _chunks(made.h, made.w, rows, last):
                 for tokens, own in chunk.pieces():
                     made.put(chunk, tokens, own, pushed(tokens, chunk.read(own, bias, temperature)))
                 made.add(chunk)

@@ -134,6 +134,41 @@ def test_bfloat16_input_gets_bfloat16_gradients_and_float32_log_probs() -> None:
     assert [g.dtype for g in torch.autograd.grad(logp.sum(), [hidden, weight])] == [torch.bfloat16, torch.bfloat16]
 
 
+class Products(TorchDispatchMode):
+    """Notes the shapes of matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.shapes.append(tuple(made.shape))
+        return made
+
+
+@pytest.mark.parametrize(("dtype", "again"), [(torch.bfloat16, [3, 3]), (torch.float32, [3, 3, 2])])
+def test_the_logits_of_the_last_chunk_are_not_made_again_where_reading_has_left_them(
+    dtype: torch.dtype, again: list[int]
+) -> None:
+    # 8 tokens in chunks of 3, 3 and 2
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(8, 5, requires_grad=True), torch.randn(40, 5, requires_grad=True)
+    target = torch.randint(0, 40, (8,))
+    grads = []
+    for chunk_numbers in (3 * 40, 8 * 40):
+        with Products() as forward:
+            logp, _ = token_logprobs(hidden, weight, None, target, dtype=dtype, chunk_numbers=chunk_numbers)
+        with Products() as backward:
+            grads.append(torch.autograd.grad((logp * torch.arange(8)).sum(), [hidden, weight]))
+        if chunk_numbers == 3 * 40:
+            assert [rows for rows, words in forward.shapes if words == 40] == [3, 3, 2]
+            assert [rows for rows, words in backward.shapes if words == 40] == again
+    for mine, whole in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, whole, rtol=1e-2, atol=2e-2)
+
+
 class LargestTensor(TorchDispatchMode):
     """Notes the number of elements of the largest tensor that any operation makes."""
 
