@@ -18,7 +18,7 @@ from unified.fused_logprob import Fused, applies, fused_push, fused_read, truste
 #: numbers in one chunk of logits on a CPU, and on other devices: a product of fewer than some 300 tokens waits for the
 #: head's weight there (989 TFLOP/s and 3.35 TB/s, NVIDIA H100 data sheet, 2023)
 CHUNK_NUMBERS, CHUNK_ELSEWHERE = 16_777_216, 67_108_864
-#: numbers of it that are read at a time on a CPU, 4 MiB in float32
+#: numbers of it that are read at a time on a CPU, 4 MiB in float32, and of a product that is added to a gradient
 PIECE_NUMBERS = 1_048_576
 
 
@@ -193,8 +193,9 @@ def _chunks(h: Tensor, w: Tensor | None, rows: int, last: _Chunk | None = None) 
     """Of all tokens, `last` first, which is there; without a weight `h` holds the logits, which stay as they are."""
     end = len(h)
     if last is not None:
-        yield last
         end = last.at.start
+        yield last
+        last = None
     for start in range(0, end, rows):
         at = slice(start, min(start + rows, end))
         yield _Chunk(at, h[at] if w is None else h[at] @ w.T, given=w is None)
@@ -250,7 +251,7 @@ class _Gradients:
 
 def _add_product(total: Tensor, d: Tensor, h: Tensor, *, first: bool) -> None:
     """total [vocab, hidden] += d.T @ h, or = for the first, in parts: the product beside the total stays small."""
-    words = chunk_rows(h, None)
+    words = chunk_rows(h, None, PIECE_NUMBERS if h.device.type == "cpu" else CHUNK_ELSEWHERE)
     for start in range(0, len(total), words):
         part = slice(start, start + words)
         if total.dtype == h.dtype:
@@ -303,13 +304,15 @@ class _LinearLogProb(torch.autograd.Function):
 
         with torch.autocast(hidden.device.type, enabled=False):
             h, w = hidden.to(dtype), None if weight is None else weight.to(dtype)
-            chunk = None
+            ctx.last = None
             for chunk in _chunks(h, w, rows):
                 for tokens, own in chunk.pieces():
                     read(tokens, chunk.read(own, bias, temperature))
+                if chunk.at.stop == len(target) and any(ctx.needs_input_grad) and not chunk.is_read_in_place:
+                    ctx.last = chunk
+                del chunk  # before the next one is made
         ctx.save_for_backward(hidden, weight, bias, target, lse, ent)
         ctx.settings = (temperature, entropy, dtype, rows)
-        ctx.last = chunk if chunk is not None and any(ctx.needs_input_grad) and not chunk.is_read_in_place else None
         ctx.mark_non_differentiable(pairs)
         return logp, ent, pairs
 
@@ -333,11 +336,13 @@ class _LinearLogProb(torch.autograd.Function):
 
         with torch.autocast(hidden.device.type, enabled=False):
             made = _Gradients(hidden, weight, bias, ctx.needs_input_grad, dtype, lse.dtype)
-            last, ctx.last = ctx.last, None
-            for chunk in _chunks(made.h, made.w, rows, last):
+            chunks = _chunks(made.h, made.w, rows, ctx.last)
+            ctx.last = None
+            for chunk in chunks:
                 for tokens, own in chunk.pieces():
                     made.put(chunk, tokens, own, pushed(tokens, chunk.read(own, bias, temperature)))
                 made.add(chunk)
+                del chunk
         return *made.all(), None, None, None, None, None
 
 
@@ -373,6 +378,7 @@ class _WeightedLogProb(torch.autograd.Function):
                 for tokens, own in chunk.pieces():
                     made.put(chunk, tokens, own, read_and_push(tokens, chunk.read(own, bias, temperature)))
                 made.add(chunk)
+                del chunk
         ctx.grads = made.all()
         ctx.mark_non_differentiable(logp)
         return (c * logp).sum(), logp
