@@ -70,10 +70,10 @@ def test_several_micro_batches_add_nothing_but_a_share_of_the_gradient_that_wait
 def test_fsdp2_gathers_weights_in_bfloat16_where_zero_casts_those_of_all_layers_beside_float32(
     way: str, held: int
 ) -> None:
-    # two layers of 640 and a head of 80, whose gradient takes 4·80; 12 bytes for each of 10 words and 10 tokens
+    # two layers of 640 and a head of 80, whose gradient takes 4·80; 10 bytes for each of 10 words and 10 tokens
     two = Size(1600, 2, 8, 8, MATRICES * 2, 10)
     work = Work(1, 1, [TRAIN], micro_tokens=10.0, step_tokens=20.0, bf16=True)
-    assert memory_of(work, {("policy", "base"): two}, spread_of(way, 2)).working == held + 4 * 80 + 12 * 10 * 10
+    assert memory_of(work, {("policy", "base"): two}, spread_of(way, 2)).working == held + 4 * 80 + 10 * 10 * 10
 
 
 def test_what_a_layer_keeps_of_a_token_is_the_sum_of_its_parts() -> None:
@@ -339,8 +339,8 @@ def test_what_the_page_says_of_70_and_400_billion_follows_from_the_code() -> Non
     assert scaling.memory(large, "PPO", "zero3") <= 141e9
     assert scaling.memory(largest, "GRPO", "zero3", tokens_per_micro_batch=2048) == pytest.approx(91e9, rel=0.01)
     adapted = scaling.memory(largest, "GRPO", "fsdp2", tokens_per_micro_batch=2048, **scaling.LORA)
-    assert adapted == pytest.approx(39e9, rel=0.01)
-    assert scaling.memory(largest, "GRPO", "fsdp2", tokens_per_micro_batch=2048) == pytest.approx(60e9, rel=0.01)
+    assert adapted == pytest.approx(39.5e9, rel=0.01)
+    assert scaling.memory(largest, "GRPO", "fsdp2", tokens_per_micro_batch=2048) == pytest.approx(60.5e9, rel=0.01)
     assert [scaling.memory(large, s, "fsdp2") <= 80e9 for s in ("SFT", "GRPO", "PPO")] == [True, True, False]
 
 
@@ -350,6 +350,6 @@ def test_the_page_states_the_error_of_its_predictions() -> None:
     time = {row[1].strip(): float(row[4]) for row in rows}
     memory = [float(row[8]) for row in rows]
     offline = [ratio for case, ratio in time.items() if not case.startswith("grpo")]
-    assert all(1 / 1.2 < ratio < 1.2 for ratio in offline)  # within a sixth
-    assert all(1 < ratio < 2 for case, ratio in time.items() if case.startswith("grpo"))  # up to twice as long
-    assert all(0.75 < ratio < 1.05 for ratio in memory)  # up to a quarter below
+    assert all(0.65 < ratio < 1.05 for ratio in offline)
+    assert all(1 < ratio < 1.5 for case, ratio in time.items() if case.startswith("grpo"))  # up to half as long again
+    assert all(0.9 < ratio < 1.17 for ratio in memory)  # a tenth below to a sixth above
