@@ -24,10 +24,11 @@ ENOUGH = 8
 @contextmanager
 def laid_out(model: nn.Module, tokens: int) -> Iterator[None]:
     """While answers of up to so many tokens are drawn, products of few rows by the model's linear layers are quick."""
-    layers = [m for m in model.modules() if type(m) is nn.Linear] if tokens >= ENOUGH and _can(model) else []
+    plain = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    layers = plain if tokens >= ENOUGH and _can(model) else []
     try:
         for layer in layers:
-            layer.forward = MethodType(_Once(layer), layer)  # type: ignore[method-assign]
+            layer.forward = MethodType(_Once(), layer)  # type: ignore[method-assign]
         yield
     finally:
         for layer in layers:
@@ -37,8 +38,7 @@ def laid_out(model: nn.Module, tokens: int) -> Iterator[None]:
 class _Once:
     """The forward of a layer, which lays its weight out when it is first called with few rows."""
 
-    def __init__(self, layer: nn.Linear) -> None:
-        self.layer = layer
+    def __init__(self) -> None:
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
 
