@@ -33,7 +33,7 @@ class SideError(RuntimeError):
 class Options:
     """How a run measures: rounds, threads of each process, bf16 or fp32 on all sides.
 
-    beside: rounds in which the peer runs with checkpointing as well.
+    beside: further rounds in which the peer runs with checkpointing.
     """
 
     pairs: int = 7
@@ -178,7 +178,7 @@ def measure(
         "case": case.as_dict(), "options": options.as_dict(), "variants": variants, "variant": variant,
         **summary(rounds), "tokens": {name: block["tokens"] for name, block in rounds[0].items()},
         "loss": {name: block["loss"] for name, block in first.items()},
-        "rss": {name: max(r[name]["rss"] for r in rounds) for name in running},
+        "rss": {name: max(r[name]["rss"] for r in rounds[: options.pairs]) for name in running},
         "peak": peaks, "verbs": verbs, "overhead": overhead,
         "rounds": [{n: {k: b[k] for k in ("wall", "cpu", "tokens")} for n, b in r.items()} for r in rounds],
     }  # fmt: skip
@@ -187,11 +187,11 @@ def measure(
 def measure_rounds(
     case: Case, running: Mapping[str, Side], options: Options, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Blocks in turns, in the first rounds also of the peer with checkpointing."""
+    """Blocks in turns, then some rounds of this project and the peer with checkpointing: all see the same rows."""
     rounds: list[dict[str, Any]] = []
     checkpointed = "trl" in running and case.kind in ("sft", "rm", "dpo", "grpo")
-    for number in range(options.pairs):
-        names = [*running, *([BESIDE] if checkpointed and number < options.beside else [])]
+    for number in range(options.pairs + (options.beside if checkpointed else 0)):
+        names = list(running) if number < options.pairs else ["ours", BESIDE]
         blocks: dict[str, Any] = {}
         for name in order(names, number):
             option = CHECKPOINTING if name == BESIDE else ""

@@ -62,8 +62,11 @@ def _best(call: Callable[[], Any], tries: int = 7) -> float:
 
 
 def predicted(case: Case, peaks: dict[str, float], *, bf16: bool) -> dict[str, float]:
-    """Seconds of one step, the bytes of tensors of its own, and its operations."""
-    from unified.cost import cost_of
+    """Seconds of one step and its operations, by the mean of all rows; the bytes of tensors of the one that is watched.
+
+    Lengths are spread, so that a single step may have a sixth more tokens than the mean.
+    """
+    from unified.cost import Cost, cost_of
     from unified.devices import Device, Hardware
     from unified.estimate import work_of_training
     from unified.settings import parse
@@ -74,8 +77,6 @@ def predicted(case: Case, peaks: dict[str, float], *, bf16: bool) -> dict[str, f
     written = {**settings_of(case, nowhere, bf16=bf16), "max_steps": 1, "tokens_per_micro_batch": MICRO}
     settings, problems = parse(TrainSettings, written, owner="the stage")
     assert not problems, problems
-    found = lengths(case)
-    work = work_of_training(settings, lambda data, split: found if split == "train" else None)
     vocabulary, hidden, layers, heads, inner = case.size
     shape = {
         "model_type": "llama", "vocab_size": vocabulary, "hidden_size": hidden, "num_hidden_layers": layers,
@@ -84,17 +85,23 @@ def predicted(case: Case, peaks: dict[str, float], *, bf16: bool) -> dict[str, f
     }  # fmt: skip
     model = ModelSettings(path=None, new=shape, tokenizer=None)
     on = Hardware(1, Device("this machine", memory=1e12, **peaks))
-    assert work is not None
-    cost = cost_of(replace(work, on_cpu=True), lambda reference, scalar: size_of(model, nowhere, scalar=scalar), on)
-    assert cost is not None
-    assert cost.seconds is not None
-    own = cost.memory.total - cost.memory.weights - cost.memory.optimiser
-    return {"seconds": cost.seconds, "bytes": own, "flops": cost.flops}
 
+    def cost(found: Rows) -> Cost:
+        work = work_of_training(settings, lambda data, split: found if split == "train" else None)
+        assert work is not None
+        made = cost_of(replace(work, on_cpu=True), lambda reference, scalar: size_of(model, nowhere, scalar=scalar), on)
+        assert made is not None
+        return made
 
-def lengths(case: Case) -> Rows:
-    """Of the rows that are measured: one word is one token, and an answer has an end."""
     rows = rows_of(case, rows_needed(case))
+    mean, watched = cost(lengths(case, rows)), cost(lengths(case, rows[-case.rows :])).memory
+    assert mean.seconds is not None
+    own = watched.total - watched.weights - watched.optimiser
+    return {"seconds": mean.seconds, "bytes": own, "flops": mean.flops}
+
+
+def lengths(case: Case, rows: list[dict[str, Any]]) -> Rows:
+    """Of rows that are measured: one word is one token, and an answer has an end."""
 
     def mean(*names: str) -> float:
         found = [len(row[name].split()) for row in rows for name in names if name in row]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from unified.chunks import chunk_of_logits, chunk_rows
 from unified.errors import PluginError, UserError
-from unified.logprob import chunk_of_logits, chunk_rows
 from unified.parts import Algorithm
 from unified.registry import call_named
 from unified.settings import Settings

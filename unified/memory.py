@@ -21,7 +21,7 @@ NF4_BLOCK = 64
 #: bytes that a layer whose matrices are not known keeps per token and hidden unit for the backward pass, in 16 bit,
 #: with fused attention: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1 (its term 5·a·s/h is not kept then)
 ACTIVATION_BYTES = 34
-#: numbers in one chunk of logits on a CPU and elsewhere, as in unified.logprob (which loads torch). Of those that are
+#: numbers in one chunk of logits on a CPU and elsewhere, as in unified.chunks (which loads torch). Of those that are
 #: read at a time (PIECE_NUMBERS on a CPU, all elsewhere) there are a logit and its exponential in float32 besides.
 CHUNK_NUMBERS, CHUNK_ELSEWHERE, PIECE_NUMBERS = 16_777_216, 67_108_864, 1_048_576
 

@@ -22,6 +22,7 @@ from unified.adapters import adapter_at, base_of, folded, is_scalar
 from unified.attention import NAME as ATTENTION
 from unified.configurations import made_tokenizer
 from unified.disk import space_for, whole_folder
+from unified.embeddings import lighten_embedding
 from unified.errors import UserError, cut_short, shown
 from unified.lora import carries_adapter, taken_off, write_adapter
 from unified.norms import lighten_norms
@@ -317,7 +318,7 @@ def _from_path(path: str, kind: Kind, dropout: float | None, trusted: bool) -> A
 
 
 def _prepared(model: Any) -> Any:
-    """The model with the attention and norms of this project, where its code lets them be chosen; otherwise as it is.
+    """The model with this project's attention, norms and embedding, each where its code lets it be; otherwise as it is.
 
     A model that computes its own (GPT-J, BLOOM), or one whose scores have a term that is not known here (sinks), would
     misread the mask or leave the term out without a word. A cap on the scores is known here.
@@ -326,6 +327,7 @@ def _prepared(model: Any) -> Any:
     if model._supports_attention_backend and (model._supports_sdpa or capped):
         model.config._attn_implementation = ATTENTION
     lighten_norms(model)
+    lighten_embedding(model)
     return model
 
 
