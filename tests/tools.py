@@ -54,11 +54,16 @@ def tiny_config(kind: str = "llama") -> Any:
 
 
 def tiny_policy(
-    kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 0.15
+    kind: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 0.15, tied: bool = False
 ) -> Artifact:
-    """A policy with random weights large enough that its distributions are far from uniform."""
+    """A policy with random weights large enough that its distributions are far from uniform.
+
+    tied: its head is its embedding; without, as its kind has it.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(kind), attn_implementation="eager").to(dtype)
+    config = tiny_config(kind)
+    config.tie_word_embeddings |= tied
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype)
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(0, scale)

@@ -30,7 +30,7 @@ def lighten_embedding(model: Any) -> None:
 
 
 def _looked_up(module: nn.Embedding, ids: Tensor) -> Tensor:
-    """[..., hidden]. What stands in for the weight (a part of it, made whole for a while) is no leaf of its own."""
+    """[..., hidden]. Weights that DeepSpeed shares out have hooks of its own, which read what torch gives."""
     weight = module.weight
     here = weight.device.type == "cpu" and type(weight) is nn.Parameter and not hasattr(weight, "ds_id")
     if not (here and weight.requires_grad and torch.is_grad_enabled()):

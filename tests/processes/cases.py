@@ -44,6 +44,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dpo": {**ROWS, "algorithm": "dpo", "data": PAIRS, "reference": "other"},
     "ppo": {**ONLINE, "algorithm": "ppo", "critic": "critic", "inner_epochs": 2},
     "grpo": {**ONLINE, "algorithm": GRPO, "reference": "other"},
+    "a tied embedding": {**ROWS, "algorithm": "dpo", "data": PAIRS, "reference": "other", "model": "tied"},
     # of the last batch of a pass one row is left: the second process has no answer at all
     "a rank without answers": {**ROWS, "algorithm": "sft", "data": {"name": "random_walks", "rows": 9}},
     # two collected batches of 8, each two steps, twice: which groups make a step does not depend on who has them
@@ -84,6 +85,7 @@ def artifacts(dtype: torch.dtype = torch.float64) -> dict[str, Artifact]:
     return {
         "base": tiny_policy(dtype=dtype),
         "scalar": tiny_scalar(seed=3, dtype=dtype),
+        "tied": tiny_policy(dtype=dtype, tied=True),
         "other": tiny_policy(seed=1, dtype=dtype),
         "critic": tiny_scalar(seed=2, dtype=dtype),
     }

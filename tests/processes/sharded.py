@@ -66,8 +66,9 @@ OPINION = {
     "points": {letter: n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz")},
 }  # fmt: skip
 FIVE = ("sft", "reward_model", "dpo", "ppo", "grpo")
+TIED = "a tied embedding"
 SHARDED: dict[str, dict[str, Any]] = {
-    **{name: CASES[name] for name in (*FIVE, "evaluated, the best kept", "statistics of the step")},
+    **{name: CASES[name] for name in (*FIVE, TIED, "evaluated, the best kept", "statistics of the step")},
     "adapter": {**CASES["dpo"], "reference": "input", "adapter": {"r": 4}},
     "adapter, merged": {**CASES["sft"], "adapter": {"r": 4, "save": "merged"}},
     "critic on the policy's trunk, recomputed": {
@@ -99,9 +100,16 @@ SHARDED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 #: kinds of launch that run some of them; FSDP2 runs all
 ONLY = {
-    "zero3-1": (*FIVE, "adapter", "a step left out"),
+    "zero3-1": (*FIVE, TIED, "adapter", "a step left out"),
     "zero3-2": tuple(name for name in SHARDED if name not in ("adapter, merged", "judged by another policy")),
-    "zero2-2": (*FIVE, "adapter", "a critic that some passes do not reach", "a step left out", "the reference renewed"),
+    "zero2-2": (
+        *FIVE,
+        TIED,
+        "adapter",
+        "a critic that some passes do not reach",
+        "a step left out",
+        "the reference renewed",
+    ),
 }
 
 
