@@ -206,6 +206,16 @@ BROKEN: list[tuple[str, str, Algorithm]] = [
         algorithm(metrics=lambda batch: {"v": (batch.value.sum(), 1.0)}),
     ),
     (
+        "through_ratio",
+        "moving logp and old_logp by the same changes the coefficient of logp",
+        algorithm(
+            coefficient=lambda batch: batch.logp + 0 * batch.old_logp,
+            loss=None,
+            through_ratio=True,
+            reads=frozenset({"logp", "old_logp"}),
+        ),
+    ),
+    (
         "state",
         "the initial state holds more than numbers, text and tensors",
         algorithm(initial_state=lambda: {"f": Weight(weight=2.0)}),

@@ -274,6 +274,19 @@ def reads(subject: Subject) -> Iterator[str]:
         term.call("metrics", batch=pushed, statistics=known)
 
 
+def through_ratio(subject: Subject) -> Iterator[str]:
+    """An algorithm that looks at log-probs through their ratio alone gives the same whatever both of them are."""
+    if not subject.algorithm.looks_through_ratio(subject.settings):
+        return
+    fields, term = subject.fields(), subject.term()
+    batch = credited(term, Batch(fields, columns_for(subject.settings, len(fields["group"]))))
+    known = statistics_of(term, batch)
+    shift = torch.randn(fields["logp"].shape, generator=torch.Generator().manual_seed(3)).to(fields["logp"].dtype)
+    moved = batch.plus(logp=fields["logp"] + shift, old_logp=fields["old_logp"] + shift)
+    found, wanted = (coefficients(term, each, known) for each in (moved, batch))
+    yield from _compare("moving logp and old_logp by the same", found, wanted)
+
+
 def state(subject: Subject) -> Iterator[str]:
     """State survives being saved and loaded, before and after an update."""
     fields, term = subject.fields(), subject.term()
@@ -362,7 +375,8 @@ def distribution(subject: Subject) -> Iterator[str]:
 #: what must hold for anything else to be looked at, and the rest
 FIRST: tuple[Callable[[Subject], Iterator[str]], ...] = (declaration, shape, finite)
 REST: tuple[Callable[[Subject], Iterator[str]], ...] = (
-    mask, closed_form, padding, order, split, short, equal_rewards, reads, state, metrics, pure, distribution,
+    mask, closed_form, padding, order, split, short, equal_rewards, reads, through_ratio, state, metrics, pure,
+    distribution,
 )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unified.errors import UserError
-from unified.parts import HEADS, STATISTICS
 from unified.settings import choose
 from unified.stage import TermSettings, TrainSettings
 from unified.training import part_uses
@@ -89,10 +88,12 @@ class _Stream:
     reward: Any
     rows: Rows
     read: frozenset[str] = field(init=False)
+    credited: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         algorithms = [(t.algorithm.part, t.algorithm.settings) for t in self.terms]
-        self.read = frozenset(n for a, s in algorithms for n in a.names_read(s) | a.names_credited(s))
+        self.credited = frozenset(n for a, s in algorithms for n in a.names_credited(s))
+        self.read = self.credited.union(*(a.names_read(s) for a, s in algorithms))
         if self.source is None:
             self.source = choose("source", self.terms[0].algorithm.part.source)[0]
 
@@ -156,7 +157,7 @@ class _Stream:
         )
         for name, role, of in (
             ("ref_logp", "policy" if self.settings.own_reference else "reference", reference),
-            ("old_logp", "policy", model if several else None),
+            ("old_logp", "policy", model if several or "old_logp" in self.credited else None),
             ("teacher_logp", "teacher", self.settings.teacher),
             ("old_value", "critic", self.settings.critic.model or model),
         ):
@@ -172,16 +173,17 @@ class _Stream:
             Job("reward model", judge, "score", drawn * one, scalar=True, read_out=0.0, length=self.longest)
             for judge in _scalar_models(self.reward)
         ]
-        return [*made, *self._training(pushed)]
+        return [*made, *self._training(pushed, several=several)]
 
-    def _training(self, pushed: float) -> list[Job]:
+    def _training(self, pushed: float, *, several: bool) -> list[Job]:
         """Forward and backward of every model that some term pushes; statistics of a whole step are a forward more."""
         made: list[Job] = []
         saved, read = self._lengths
         tokens = pushed * self.answers * self.longest
         whole: dict[str, Any] = {"saved": pushed * saved, "read_out": pushed * read, "length": self.longest}
-        now = frozenset((*HEADS, *STATISTICS, "old_logp", "old_value"))
-        again = any(t.algorithm.part.names_read(t.algorithm.settings) & now for t in self.terms)
+        terms = [(t.algorithm.part, t.algorithm.settings) for t in self.terms]
+        once = not several and "old_logp" not in self.credited
+        again = not all(part.is_known_before(settings, once=once) for part, settings in terms)
         for term in self.terms:
             part, chosen = term.algorithm.part, term.algorithm.settings
             for head in part.aggregations(chosen):

@@ -27,6 +27,8 @@ STATISTICS = ("collision_logp",)
 #: fields computed before learning -> the head they are
 SCORED = {"old_logp": "logp", "ref_logp": "logp", "teacher_logp": "logp", "old_value": "value"}
 SCORED["old_collision_logp"] = "collision_logp"
+#: what a coefficient may look at that the forward of its own micro-batch gives
+COMPUTED = frozenset((*HEADS, *STATISTICS, "old_logp", "old_value"))
 
 
 class NoSettings(Settings):
@@ -98,6 +100,8 @@ class Algorithm(Part):
         a frozenset, or a function of the settings ("ref_logp" only where the KL weight is not 0). Loss and metrics are
         given the heads that are pushed in any case; a coefficient that reads none of them is computed before the
         forward, which then is cheaper.
+    through_ratio: whether the coefficient looks at logp and old_logp by their difference alone; or a function of the
+        settings. In the only step on answers that difference is 0, and the coefficient is known before the forward.
     aggregation: per head that is pushed, how tokens are weighed; a bare name means {"logp": name}.
     scope: how far the coefficient of an answer depends on other answers; a name, or a function of the settings.
     source: the data source a stage uses when its recipe names none ("rows": answers as they stand in the data).
@@ -119,6 +123,7 @@ class Algorithm(Part):
     corrected: Callable[..., Settings] | None = None
     reads: Reads = frozenset()
     credit_reads: Reads = frozenset()
+    through_ratio: bool | Callable[[Any], bool] = False
     aggregation: str | Mapping[str, str] | Callable[[Any], Mapping[str, str]] = "sequence"
     scope: Scope | Callable[[Any], Scope] = "answer"
     source: str = "rows"
@@ -146,6 +151,18 @@ class Algorithm(Part):
     def names_credited(self, settings: Settings) -> frozenset[str]:
         """Fields that the credit looks at under these settings."""
         return self.credit_reads(settings) if callable(self.credit_reads) else frozenset(self.credit_reads)
+
+    def looks_through_ratio(self, settings: Settings) -> bool:
+        """Whether the coefficient looks at logp and old_logp by their difference alone under these settings."""
+        return self.through_ratio(settings) if callable(self.through_ratio) else self.through_ratio
+
+    def is_known_before(self, settings: Settings, *, once: bool) -> bool:
+        """Whether the coefficient looks at nothing that a forward computes.
+
+        once: whether old_logp is logp itself, in the only step on a batch.
+        """
+        now = self.names_read(settings) & COMPUTED
+        return not now or (once and now <= {"logp", "old_logp"} and self.looks_through_ratio(settings))
 
     def scope_of(self, settings: Settings) -> Scope:
         """How far the coefficient of an answer looks under these settings."""

@@ -24,7 +24,7 @@ from unified.guard import (
     settle,
 )
 from unified.layout import cut
-from unified.parts import HEADS, SCORED, STATISTICS
+from unified.parts import SCORED
 from unified.pushing import log_term, pushed, step_statistics
 from unified.reference import fixed_reference
 from unified.running import Run, Table, forward, heads_without_gradient, out_of_memory, tabulate
@@ -180,12 +180,18 @@ def count(run: Run, table: Table, index: list[int]) -> Work:
 
 
 def _in_advance(run: Run, terms: Sequence[Any], batch: Batch, w: list[dict[str, Tensor]]) -> Tensor | None:
-    """Σ weight · w · GC of logp, [rows, time], where no term looks at a head as it is now, or at other answers."""
-    heads = frozenset((*HEADS, *STATISTICS, "old_logp", "old_value"))
-    plain = all(set(t.aggregations) == {"logp"} and not t.reads & heads and t.algorithm.coefficient for t in terms)
-    alone = all(t.scope == "answer" for t in terms)
-    if not plain or not alone or run.trained != {"policy": frozenset({"logp"})}:
+    """Σ weight · w · GC of logp, [rows, time], where no term looks at a head as it is now, or at other answers.
+
+    A ratio of the policy to itself is no such look: it is 1, whatever stands in both places.
+    """
+    once = not batch.has("old_logp")
+    known = all(t.algorithm.coefficient and t.algorithm.is_known_before(t.settings, once=once) for t in terms)
+    alone = all(t.scope == "answer" and set(t.aggregations) == {"logp"} for t in terms)
+    if not known or not alone or run.trained != {"policy": frozenset({"logp"})}:
         return None
+    if any("old_logp" in t.reads for t in terms):
+        same = torch.zeros(batch.loss_mask.shape, dtype=run.dtype, device=run.device)
+        batch = batch.plus(logp=same, old_logp=same)
     try:
         return push(list(terms), batch, w)[0].get("logp")
     except NotFiniteError:

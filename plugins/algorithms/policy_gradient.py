@@ -78,6 +78,13 @@ def reads(settings: PolicyGradientSettings) -> frozenset[str]:
     return names
 
 
+def through_ratio(settings: PolicyGradientSettings) -> bool:
+    """Whether the rules see log-probs of the policies by their ratio alone, and no KL to another one is pushed."""
+    both = frozenset({"logp", "old_logp", "mismatch"})
+    named = [name for rule in (settings.ratio, *settings.factors) for name in apply.names(rule, both)]
+    return settings.kl_at != "loss" and not named
+
+
 def credit_reads(settings: PolicyGradientSettings) -> frozenset[str]:
     """Fields of the credit: those of the advantage rule, and both log-probs where the KL enters before the loss."""
     placed = settings.kl_at in ("reward", "advantage")
@@ -286,6 +293,7 @@ def policy_gradient(
         update=update,
         initial_state=initial_state,
         reads=reads,
+        through_ratio=through_ratio,
         credit_reads=credit_reads,
         aggregation=aggregation(how),
         scope=scope,

@@ -146,6 +146,21 @@ class Decoder:
 
 
 @contextmanager
+def without_history(model: Any) -> Iterator[None]:
+    """Tensors are made without what autograd needs: a step is many small operations, and this a twentieth of its time.
+
+    What the model keeps for itself (positions of a rotary embedding that grows) is made an ordinary tensor again.
+    """
+    with torch.inference_mode():
+        yield
+    for module in model.modules():
+        for held in (module._buffers, vars(module)):
+            for name, kept in list(held.items()):
+                if isinstance(kept, Tensor) and kept.is_inference():
+                    held[name] = kept.clone()
+
+
+@contextmanager
 def attention_functions(model: Any) -> Iterator[Any]:
     """Gives a function that sets the attention of the whole model by name; afterwards it is what it was."""
     found: list[Any] = [getattr(module, "config", None) for module in model.modules()]

@@ -96,7 +96,8 @@ def fill(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     with torch.no_grad(), _sampling_mode(model), _precision(model, settings.precision):
         if rows and _is_fast(model, settings):
-            _decode.Decoder(model, prompts, sampling, frozenset(ends), settings.max_batch).run(rows)
+            with _decode.without_history(model):
+                _decode.Decoder(model, prompts, sampling, frozenset(ends), settings.max_batch).run(rows)
         elif rows:
             _generate.run(model, prompts, rows, sampling, frozenset(ends), settings.max_batch, pad)
 

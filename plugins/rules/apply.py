@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,14 @@ def reads(chosen: Chosen) -> frozenset[str]:
     """Batch fields and current heads that the rule looks at under its settings."""
     names: frozenset[str] = chosen.part.names_read(chosen.settings)
     return names
+
+
+def names(chosen: Chosen, offered: frozenset[str]) -> frozenset[str]:
+    """Which of those that are offered the rule names where it decides a push: its closed form, else its value."""
+    parameters = inspect.signature(chosen.part.coefficient or chosen.part.value).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return offered
+    return offered & {p.name for p in parameters}
 
 
 def scope(chosen: Chosen) -> str:

@@ -8,16 +8,18 @@ A table stands between `<!-- table: WHAT -->` and `<!-- end -->`, with WHAT one 
     parts KIND                                        the built-in parts of a kind, with their settings
     rules                                             for every kind of rule what it may name, as its plugin says, and
                                                       the built-in ones
+    speed                                             how many times as fast as TRL, as `make bench` found it
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
 
-from tests.docs.snippets import PAGES
+from tests.docs.snippets import PAGES, ROOT
 from unified.expect import Expectation
 from unified.parts import KINDS
 from unified.recipe import RecipeFile
@@ -88,11 +90,32 @@ def rules() -> str:
     return "\n" + "\n".join(parts)
 
 
+#: (case of the benchmarks, what it is called on a page)
+SPEED = (
+    ("sft", "SFT"), ("rm", "reward model"), ("dpo-128-128", "DPO, 128 tokens to prompts of 128"),
+    ("dpo-256-64", "DPO, 64 tokens to prompts of 256"), ("grpo-64", "GRPO, 8 x 64 tokens to prompts of 64"),
+    ("grpo-256", "GRPO, 8 x 64 tokens to prompts of 256"), ("rollout", "sampling alone, 8 x 64 tokens"),
+)  # fmt: skip
+
+
+def speed() -> str:
+    """One row per case: how many times as fast as TRL with 5M and 30M weights, and the memory of a step beside it."""
+    rows = ["| | 5M weights | 30M weights | memory of a step, 30M |", "|---|---:|---:|---:|"]
+    for case, name in SPEED:
+        small, large = (
+            json.loads((ROOT / "benchmarks" / "results" / f"{case}-{model}.json").read_text())
+            for model in ("5m", "30m")
+        )
+        times = [f"{found['ratios']['trl']['cpu']['median']:.1f}" for found in (small, large)]
+        rows.append(f"| {name} | {times[0]} | {times[1]} | {large['peak']['ours'] / large['peak']['trl']:.2f} |")
+    return "\n".join(rows)
+
+
 def made(what: str) -> str:
     """The table that WHAT names. KeyError or UserError where it names nothing."""
     words = what.split()
-    if words[0] == "rules":
-        return rules()
+    if what in ("rules", "speed"):
+        return {"rules": rules, "speed": speed}[what]()
     if words[0] == "parts":
         return parts_table(words[1])
     named = {"recipe": RecipeFile, "block": BlockSettings, "expectation": Expectation}

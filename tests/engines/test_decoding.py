@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from tests.engines.tiny import KINDS, PROMPTS, VOCAB, Tokenizer, flat, logits_of, sample, seeds_of, tiny
 from unified import Sampling, call_named, catalogue
+from unified_plugins.engines._decode import without_history
 
 # --- one answer, whatever stands beside it ---
 
@@ -266,3 +268,29 @@ def test_in_bfloat16_log_probs_are_those_of_a_forward_in_bfloat16_and_weights_st
     assert max(a for a, _ in apart) < 0.15
     assert max(b for _, b in apart) > 1e-4  # it was not float32
     assert all((p == before[name]).all() and p.requires_grad is not frozen for name, p in model.named_parameters())
+
+
+class _Remembers(nn.Module):
+    """Keeps what it computes while it is called, as a rotary embedding does whose frequencies grow with the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(1))
+        self.longest = torch.ones(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = self.scale * 1.0
+        self.longest = self.longest + 1
+        return x
+
+
+def test_what_a_model_keeps_while_it_is_sampled_from_can_be_learned_with() -> None:
+    model = _Remembers()
+    weight = torch.ones(1, requires_grad=True)
+    with without_history(model):
+        model(torch.ones(1))
+        assert model.scale.is_inference()
+        assert model.longest.is_inference()
+    (weight * model.scale * model.longest).backward()  # of an inference tensor torch refuses to keep anything
+    assert weight.grad is not None
+    assert weight.grad.item() == 2.0
