@@ -98,7 +98,9 @@ class RowsCache:
             rank.append(len(asking[slot]))
             asking[slot].append(row)
         most = max(map(len, asking))
-        filled = [rows + [rows[0]] * (most - len(rows)) for rows in asking]  # what fills up is not read
+        filled = [own + [own[0]] * (most - len(own)) for own in asking]  # what fills up is not read
+        rows = [row for own in filled for row in own]
+        self._in_order = rows == list(range(self.rows.live))  # equally many of each prompt, one after the other
         self._table = torch.tensor(filled, device=device)  # [prompts, most] rows
         self._slot, self._rank = torch.tensor(self.owner, device=device), torch.tensor(rank, device=device)
         self._first = torch.tensor(self.lengths, device=device)[self._slot]
@@ -151,12 +153,14 @@ class RowsCache:
     def _of_prompts(self, x: Tensor) -> Tensor:
         """[live, heads, n, m] -> [prompts * heads, rows of a prompt * n, m]."""
         slots, most = self._table.shape
-        return x[self._table].transpose(1, 2).reshape(slots * x.shape[1], most * x.shape[2], -1)
+        by_prompt = x.unflatten(0, (slots, most)) if self._in_order else x[self._table]
+        return by_prompt.transpose(1, 2).reshape(slots * x.shape[1], most * x.shape[2], -1)
 
     def _of_rows(self, x: Tensor, heads: int) -> Tensor:
         """The way back."""
         slots, most = self._table.shape
-        return x.view(slots, heads, most, -1, x.shape[-1]).transpose(1, 2)[self._slot, self._rank]
+        by_prompt = x.view(slots, heads, most, -1, x.shape[-1]).transpose(1, 2)
+        return by_prompt.flatten(0, 1) if self._in_order else by_prompt[self._slot, self._rank]
 
 
 def _prompts(

@@ -91,3 +91,55 @@ def test_answers_in_bfloat16_have_the_log_probs_of_a_plain_forward_up_to_roundin
         gaps += (torch.tensor(answer.sampling_logp) - expected).abs().tolist()
     assert sum(gaps) / len(gaps) < 0.05  # logits of some tens: bfloat16 numbers are an eighth apart there
     assert all("forward" not in vars(layer) for layer in layers(model))
+
+
+class Three(nn.Module):
+    """Two layers that read the same input, one that reads another, and one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.a, self.b, self.c = nn.Linear(16, 8), nn.Linear(16, 24), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.a(x), self.b(x), self.c(2 * x), self.c(x + 1)
+
+
+@needs_bf16
+def test_layers_that_read_the_same_input_are_one_product_and_give_what_they_give_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    widths: list[int] = []
+    original = _linears._product
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        made = original(x, weight, bias)
+        widths.append(made.shape[-1])
+        return made
+
+    monkeypatch.setattr(_linears, "_product", product)
+    model = Three()
+    inputs = [torch.randn(3, 1, 16) for _ in range(4)]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = [model(x) for x in inputs]
+        with laid_out(model, 100):
+            found = [model(x) for x in inputs]
+            again = model(inputs[-1])  # the same tensor once more
+    for wanted, got in zip([*expected, expected[-1]], [*found, again], strict=True):
+        for one, other in zip(wanted, got, strict=True):
+            assert one.shape == other.shape
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+    assert set(widths[1:]) == {8 + 24, 16}  # from the second step on a and b are one
+
+
+@needs_bf16
+def test_layers_with_and_without_a_bias_are_multiplied_apart() -> None:
+    model = Three()
+    model.b = nn.Linear(16, 24, bias=False)
+    x = torch.randn(2, 16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        with laid_out(model, 100):
+            found = [model(x) for _ in range(3)][-1]
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
