@@ -350,6 +350,6 @@ def test_the_page_states_the_error_of_its_predictions() -> None:
     time = {row[1].strip(): float(row[4]) for row in rows}
     memory = [float(row[8]) for row in rows]
     offline = [ratio for case, ratio in time.items() if not case.startswith("grpo")]
-    assert all(0.65 < ratio < 1.05 for ratio in offline)
+    assert all(0.7 < ratio < 1.15 for ratio in offline)
     assert all(1 < ratio < 1.5 for case, ratio in time.items() if case.startswith("grpo"))  # up to half as long again
-    assert all(0.9 < ratio < 1.17 for ratio in memory)  # a tenth below to a sixth above
+    assert all(0.95 < ratio < 1.05 for ratio in memory)
