@@ -151,13 +151,15 @@ def without_history(model: Any) -> Iterator[None]:
 
     What the model keeps for itself (positions of a rotary embedding that grows) is made an ordinary tensor again.
     """
-    with torch.inference_mode():
-        yield
-    for module in model.modules():
-        for held in (module._buffers, vars(module)):
-            for name, kept in list(held.items()):
-                if isinstance(kept, Tensor) and kept.is_inference():
-                    held[name] = kept.clone()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in model.modules():
+            for held in (module._buffers, vars(module)):
+                for name, kept in list(held.items()):
+                    if isinstance(kept, Tensor) and kept.is_inference():
+                        held[name] = kept.clone()
 
 
 @contextmanager
