@@ -113,7 +113,7 @@ def test_the_contract_finds_an_algorithm_that_looks_at_more_than_it_says() -> No
         assert len(failures(through_ratio, Subject(algorithm, algorithm.settings()))) == found
 
 
-def test_the_plan_counts_the_head_once_where_the_coefficient_is_known() -> None:
+def test_a_coefficient_is_known_before_by_what_it_reads_and_whether_the_step_is_the_only_one() -> None:
     grpo, none = chosen("grpo", kl_weight=0.0)
     assert grpo.is_known_before(none, once=True)
     assert not grpo.is_known_before(none, once=False)
